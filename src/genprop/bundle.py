@@ -1,0 +1,186 @@
+"""A model folder: what a bundle holds, how it is written, and how it is checked when it is read.
+
+    bundle.json         kind, configuration, base and its hash, few-step sigmas, hash of every file
+    net.safetensors     what was trained: content encoder, mask decoder (and a student's full backbone)
+    lora/               a student's LoRA on the backbone, in peft's own layout
+
+The base (backbone, autoencoder, image encoder) stays where it is: a folder in diffusers' layout or a hub
+id, named in `bundle.json` with the SHA-256 of its weights. A relative path is relative to the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genprop.config import Config, Model
+from genprop.errors import GenPropError
+
+EMBEDDED = {"tiny": "student", "tiny-teacher": "teacher", "tiny-base": "base"}
+"""The models inside the package, by the names that stand for them everywhere."""
+
+
+class Card(Model):
+    """`bundle.json`."""
+
+    format: Literal[1] = 1
+    kind: Literal["teacher", "student"]
+    config: Config
+    base: str
+    base_sha256: str
+    sigmas: dict[int, tuple[float, ...]] = {}
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle: the card, and the folder it was read from."""
+
+    folder: Path
+    card: Card
+
+    @property
+    def base(self) -> str:
+        """The base's folder, or its hub id."""
+        local = self.folder / self.card.base
+        return str(local.resolve()) if local.is_dir() else self.card.base
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The trained tensors, float32."""
+        return {k: v.float() for k, v in load_file(self.folder / "net.safetensors").items()}
+
+    @property
+    def lora(self) -> Path | None:
+        """The folder of the student's LoRA, if it has one."""
+        folder = self.folder / "lora"
+        return folder if folder.is_dir() else None
+
+
+def locate(name: str | Path) -> Path:
+    """The folder of a model: an embedded name, or a folder.
+
+    Raises:
+        GenPropError: there is no such folder.
+    """
+    if str(name) in EMBEDDED:
+        return Path(str(files("genprop") / "assets" / "tiny" / EMBEDDED[str(name)]))
+    folder = Path(name)
+    if not folder.is_dir():
+        raise GenPropError(
+            f"no model named {str(name)!r}: expected a folder, or one of {', '.join(EMBEDDED)}",
+            "a hub model has to be downloaded into a folder first",
+        )
+    return folder
+
+
+def read_bundle(name: str | Path) -> Bundle:
+    """Read a bundle and check the hash of each of its files.
+
+    Raises:
+        GenPropError: no such folder, no or a wrong `bundle.json`, a file missing or of another hash.
+    """
+    folder = locate(name)
+    card_file = folder / "bundle.json"
+    if not card_file.is_file():
+        raise GenPropError(f"{folder} is not a bundle: it has no bundle.json", "train or distil one, or use tiny")
+    try:
+        card = Card.model_validate_json(card_file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise GenPropError(f"{card_file} cannot be read: {error.errors()[0]['msg']}") from error
+    for name, expected in card.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise GenPropError(f"{folder} lacks {name}, which its bundle.json lists", "copy the bundle again")
+        if (got := sha256(file)) != expected:
+            raise GenPropError(
+                f"{file} has SHA-256 {got[:16]}…, expected {expected[:16]}…",
+                "the file was changed or is damaged: copy the bundle again",
+            )
+    return Bundle(folder, card)
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    kind: Literal["teacher", "student"],
+    config: Config,
+    base: str | Path,
+    tensors: Mapping[str, Tensor],
+    sigmas: Mapping[int, tuple[float, ...]] | None = None,
+    save_lora: Callable[[Path], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    """Write a bundle whole or not at all; an older one in its place is replaced.
+
+    Args:
+        base: folder or hub id of the base; a folder is noted relative to `folder`.
+        tensors: what was trained, by the names in `GenPropNet`.
+        save_lora: writes a LoRA in peft's layout into the folder it is given.
+        dtype: in which `tensors` are stored.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file({k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}, staging / "net.safetensors")
+        if save_lora is not None:
+            save_lora(staging / "lora")
+        local = Path(base).is_dir()
+        card = Card(
+            kind=kind,
+            config=config,
+            base=os.path.relpath(base, folder) if local else str(base),
+            base_sha256=base_sha256(base) if local else "",
+            sigmas=dict(sigmas or {}),
+            files={str(p.relative_to(staging)): sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()},
+        )
+        text = json.dumps(card.model_dump(mode="json"), indent=1)
+        (staging / "bundle.json").write_text(text + "\n", encoding="utf-8")
+        staging.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return read_bundle(folder)
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def base_sha256(base: str | Path) -> str:
+    """One hash over the weights of a base folder: of the sorted names and hashes of its safetensors."""
+    digest = hashlib.sha256()
+    folder = Path(base)
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(f"{file.relative_to(folder).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def check_base(bundle: Bundle) -> None:
+    """Refuse a base whose weights are not the ones the bundle was trained on.
+
+    Raises:
+        GenPropError: the hashes differ.
+    """
+    expected = bundle.card.base_sha256
+    if expected and (got := base_sha256(bundle.base)) != expected:
+        raise GenPropError(
+            f"the base {bundle.base} has SHA-256 {got[:16]}…, but {bundle.folder} was trained on {expected[:16]}…",
+            "use the base that the bundle names",
+        )

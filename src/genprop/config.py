@@ -1,0 +1,208 @@
+"""The configuration: frozen models, TOML presets, `--set` overrides. An unknown key is an error.
+
+A stage's settings are in the table of its name (`autoencoder`, `backbone`, `teacher`, `student`); what
+they share (clip, noise, loss, sampling) stands in tables of its own, so that training and inference
+read the same numbers.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genprop.errors import GenPropError
+
+
+class Model(BaseModel):
+    """A frozen table; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainConfig(Model):
+    """One training run: what `loop.fit` reads. `batch_size` is that of one micro-batch on one process."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    min_learning_rate_ratio: float = Field(default=0.05, ge=0, le=1)
+    warmup: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0)
+    log_every: int = Field(default=20, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+
+class ClipConfig(Model):
+    """What a clip is to the model, and SVD's micro-conditioning."""
+
+    frames: int = Field(gt=0)
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    fps: int = 7
+    motion_bucket: int = 127
+    noise_aug: float = 0.02
+
+
+class BaseConfig(Model):
+    """The frozen base: where it is, or how to build one that is to be trained (upstream's own arguments)."""
+
+    path: str | None = None
+    unet: dict[str, Any] | None = None
+    vae: dict[str, Any] | None = None
+    image_encoder: dict[str, Any] | None = None
+
+
+class NetConfig(Model):
+    """Content encoder, injection and mask decoder (GenProp 3.2)."""
+
+    sce_blocks: int = Field(default=2, ge=1)
+    fusion: Literal["bidirectional", "none"] = "bidirectional"
+    injection: Literal["skips", "blocks"] = "skips"
+    injection_norm: bool = False
+    mpd_hidden: tuple[int, int] = (256, 128)
+
+
+class NoiseConfig(Model):
+    """Training noise (EDM 5) and how often the image condition is dropped, so that guidance has a branch."""
+
+    mean: float = 0.7
+    std: float = Field(default=1.6, gt=0)
+    drop: float = Field(default=0.1, ge=0, lt=1)
+
+
+class LossConfig(Model):
+    """The region-aware loss (GenProp eq. 6): L_nonmask + mask L_mask + gradient L_grad + mpd L_mpd."""
+
+    mask: float = Field(default=2.0, ge=0)
+    gradient: float = Field(default=1.0, ge=0)
+    mpd: float = Field(default=1.0, ge=0)
+    mpd_kind: Literal["bce", "mse"] = "bce"
+    downsample: Literal["nearest", "gaussian"] = "gaussian"
+    gradient_step: float = Field(default=0.1, gt=0)
+
+
+class SamplingConfig(Model):
+    """The teacher's sampler: Karras sigmas and linear guidance."""
+
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=700.0, gt=0)
+    rho: float = 7.0
+    steps: int = Field(default=25, gt=0)
+    guidance_min: float = 1.0
+    guidance_max: float = 3.0
+
+
+class DistillConfig(Model):
+    """Consistency distillation in sigma space (design: "Distillation").
+
+    `adapter_rank` 0 trains the whole backbone; otherwise it gets a LoRA of that rank.
+    """
+
+    adapter_rank: int = Field(default=64, ge=0)
+    nodes: int = Field(default=40, gt=1)
+    teacher_steps: int = Field(default=0, ge=0, description="k; 0 is the whole rest of the trajectory")
+    trajectory_nodes: int = Field(default=12, gt=0)
+    trajectories: int = Field(default=512, gt=0)
+    huber: float = Field(default=1e-3, gt=0)
+    weight_exponent: float = -0.1
+    region: float = Field(default=0.1, ge=0)
+    image_reward: float = Field(default=0.0, ge=0)
+    video_reward: float = Field(default=0.0, ge=0)
+    sigmas: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
+class DataConfig(Model):
+    """How many samples a training encodes beforehand, and from which seed."""
+
+    count: int = Field(default=4096, gt=0)
+    validation: int = Field(default=8, gt=0)
+    seed: int = 0
+
+
+class Config(Model):
+    """A preset: everything about a model and how it is trained."""
+
+    name: str
+    clip: ClipConfig
+    base: BaseConfig = BaseConfig()
+    net: NetConfig = NetConfig()
+    noise: NoiseConfig = NoiseConfig()
+    loss: LossConfig = LossConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    distill: DistillConfig = DistillConfig()
+    data: DataConfig = DataConfig()
+    autoencoder: TrainConfig = TrainConfig(steps=1000)
+    backbone: TrainConfig = TrainConfig(steps=1000)
+    teacher: TrainConfig = TrainConfig(steps=1000)
+    student: TrainConfig = TrainConfig(steps=1000)
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in files("genprop.presets").iterdir() if p.name.endswith(".toml"))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A preset by name, or a TOML file, with `--set table.key=value` overrides.
+
+    Raises:
+        GenPropError: no such preset or file, not TOML, an unknown key, a value of the wrong type.
+    """
+    path = Path(source)
+    if str(source) in presets():
+        text = files("genprop.presets").joinpath(f"{source}.toml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise GenPropError(
+            f"no preset or file named {str(source)!r}", f"presets are {', '.join(presets())}; else give a .toml file"
+        )
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise GenPropError(f"{source} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(table, override)
+    return parse_config(table, name=str(source))
+
+
+def parse_config(table: dict[str, Any], *, name: str = "configuration") -> Config:
+    """A checked `Config` of a plain table; every fault is named in one `GenPropError`."""
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        )
+        raise GenPropError(f"{name}: {faults}", "see docs/configuration.md for the keys") from error
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    """Set one `a.b=value`; the value is TOML, or a bare string."""
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise GenPropError(f"--set takes key=value, got {override!r}", "for example --set teacher.steps=100")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise GenPropError(f"--set {override}: {parent!r} is not a table")
+    table[leaf] = parsed

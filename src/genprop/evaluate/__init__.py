@@ -1,0 +1,1 @@
+"""Quality: metrics, trivial baselines, the demo's protocol and its report."""

@@ -1,0 +1,1 @@
+"""A bundle as ONNX graphs with a manifest, checked against PyTorch."""

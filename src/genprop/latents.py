@@ -1,0 +1,104 @@
+"""The frozen autoencoder and image encoder, behind one small interface.
+
+SVD conditions on the *unscaled* mode of the posterior of the first frame, and denoises latents *times*
+the scaling factor; both kinds are made here and nowhere else. SVD's own autoencoder is
+`AutoencoderKLTemporalDecoder`, whose decoder mixes neighbouring frames; `AutoencoderKL`, which decodes
+frame by frame, is taken as well (the embedded model has one). Pixels are `[-1, 1]`, `[B, T, 3, H, W]`.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    _resize_with_antialiasing,
+)
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+# CLIP's, as openai/clip-vit-large-patch14 and every SVD checkpoint have them.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Autoencoder(nn.Module):
+    """Frames to latents and back.
+
+    Args:
+        vae: the upstream module; its config names the scaling factor.
+        chunk: frames decoded at a time; bounds memory. A temporal decoder mixes frames only inside one.
+    """
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderKLTemporalDecoder, *, chunk: int = 8) -> None:
+        super().__init__()
+        self.vae = vae
+        self.chunk = chunk
+
+    @property
+    def scaling_factor(self) -> float:
+        return float(self.vae.config["scaling_factor"])
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a latent cell is wide: 8 for four blocks."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """The unscaled mode of the posterior. `[B, T, 3, H, W]` in [-1, 1] to `[B, T, C, h, w]`."""
+        batch = frames.shape[0]
+        chunks = [
+            self.vae.encode(part, return_dict=False)[0].mode()
+            for part in frames.flatten(0, 1).split(self.chunk)
+        ]
+        return torch.cat(chunks).unflatten(0, (batch, -1))
+
+    def encode_scaled(self, frames: Tensor) -> Tensor:
+        """`encode` times the scaling factor: what is denoised, and what the content encoder reads."""
+        return self.encode(frames) * self.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames of scaled latents. `[B, T, C, h, w]` to `[B, T, 3, H, W]`, about [-1, 1]."""
+        return torch.cat(
+            [self.decode_window(part) for part in (latents / self.scaling_factor).split(self.chunk, dim=1)],
+            dim=1,
+        )
+
+    def decode_window(self, latents: Tensor) -> Tensor:
+        """Decode *unscaled* latents `[B, T, C, h, w]` as one window."""
+        batch, frames = latents.shape[:2]
+        flat = latents.flatten(0, 1)
+        if isinstance(self.vae, AutoencoderKLTemporalDecoder):
+            decoded = self.vae.decode(flat, num_frames=frames, return_dict=False)[0]
+        else:
+            decoded = self.vae.decode(flat, return_dict=False)[0]
+        return decoded.unflatten(0, (batch, frames))
+
+
+class ImageEncoder(nn.Module):
+    """The CLIP tower that gives SVD its image embedding, preprocessing included."""
+
+    def __init__(self, clip: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def size(self) -> int:
+        return int(self.clip.config.image_size)
+
+    def preprocess(self, frame: Tensor) -> Tensor:
+        """What the tower sees. `[B, 3, H, W]` in [-1, 1] to `[B, 3, size, size]`.
+
+        Resized as in diffusers' pipeline (blur, then bicubic): its function is called, not rewritten.
+        """
+        small = _resize_with_antialiasing(frame, (self.size, self.size))
+        return ((small + 1) / 2 - self.mean) / self.std
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embedding of preprocessed pixels `[B, 3, size, size]`, as `[B, 1, D]`."""
+        return self.clip(pixels).image_embeds.unsqueeze(1)
+
+    def forward(self, frame: Tensor) -> Tensor:
+        """Embedding of a frame `[B, 3, H, W]` in [-1, 1], as `[B, 1, D]`."""
+        return self.embed(self.preprocess(frame))

@@ -1,0 +1,1 @@
+"""Running a model: backends, windows, propagation and compositing."""

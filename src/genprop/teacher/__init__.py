@@ -1,0 +1,1 @@
+"""The GenProp teacher: backbone, Selective Content Encoder, Mask Prediction Decoder and their training."""

@@ -1,0 +1,154 @@
+"""Training a base from nothing: the autoencoder, then the image-to-video backbone with its image encoder.
+
+At full size the base is Stable Video Diffusion and is loaded, never trained. The embedded model has no
+such giant to stand on, so the repository trains one of the same architecture with these two objectives
+and freezes it, as SVD is frozen, before the teacher starts.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from genprop.config import BaseConfig, Config, NoiseConfig
+from genprop.data.latents import Batch
+from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
+from genprop.errors import GenPropError
+from genprop.latents import Autoencoder, ImageEncoder
+from genprop.pixels import to_pixels
+from genprop.teacher.unet import Backbone
+
+
+class AutoencoderObjective(nn.Module):
+    """Reconstruction in L1 and in image gradients, with a weak KL term (Rombach et al. 2022, appendix G).
+
+    No perceptual or adversarial term: they would bring weights that have to be downloaded.
+    """
+
+    kl_weight = 5e-4
+    gradient_weight = 1.0
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, frames: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """`frames`: uint8 `[N, H, W, 3]`."""
+        pixels = to_pixels(frames)
+        posterior = self.vae.encode(pixels, return_dict=False)[0]
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        decoded = self.vae.decode(mean + (logvar / 2).exp() * noise, return_dict=False)[0].float()
+        l1 = F.l1_loss(decoded, pixels)
+        gradient = sum(
+            F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (-1, -2)
+        )
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
+        psnr = 10 * torch.log10(4 / F.mse_loss(decoded, pixels))
+        return {"loss": loss, "l1": l1, "gradient": gradient, "kl": kl, "psnr": psnr, "std": mean.std()}
+
+
+def drop_condition(
+    first: Tensor, embedding: Tensor, probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Zero the first frame and the embedding of some samples, so that guidance has its branch."""
+    keep = torch.rand(len(first), generator=generator, device=first.device) >= probability
+    return first * keep.view(-1, 1, 1, 1, 1), embedding * keep.view(-1, 1, 1)
+
+
+class BackboneObjective(nn.Module):
+    """SVD's own training: denoise a clip from its first frame (Blattmann et al. 2023, EDM weighting).
+
+    The image encoder learns along, since there is no CLIP to take; half of the samples are the original
+    clip, half the edited one, so that the backbone has seen both kinds of motion.
+    """
+
+    def __init__(self, backbone: Backbone, image_encoder: ImageEncoder, config: Config) -> None:
+        super().__init__()
+        self.backbone, self.image_encoder = backbone, image_encoder
+        self.noise: NoiseConfig = config.noise
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        device = batch["target"].device
+        edited = torch.rand(len(batch["target"]), generator=generator, device=device) < 0.5
+        pick = edited.view(-1, 1, 1, 1, 1)
+        x0 = torch.where(pick, batch["target"], batch["source"]).float()
+        first = torch.where(pick[:, 0], batch["first"], batch["source_first"]).float()
+        pixels = torch.where(pick[:, 0], batch["image"], batch["source_image"]).float()
+        first = first.unsqueeze(1).expand_as(x0)
+        embedding = self.image_encoder.embed(pixels)
+        first, embedding = drop_condition(first, embedding, self.noise.drop, generator)
+        sigma = sample_sigma(len(x0), mean=self.noise.mean, std=self.noise.std, generator=generator)
+        x = add_noise(x0, torch.randn(x0.shape, generator=generator, device=device), sigma)
+        p = precondition(sigma)
+        stem = self.backbone.stem(
+            torch.cat([p.c_in * x, first], dim=2), p.c_noise, embedding, batch["added_time_ids"]
+        )
+        velocity = self.backbone.body(stem).velocity_btchw.float()
+        loss = F.mse_loss(velocity, velocity_target(x0, x, sigma))
+        with torch.no_grad():
+            high = F.mse_loss(p.c_skip * x + p.c_out * velocity, x0)
+        return {"loss": loss, "x0_mse": high}
+
+
+class Base(NamedTuple):
+    """What GenProp stands on: backbone, autoencoder and image encoder."""
+
+    backbone: Backbone
+    autoencoder: Autoencoder
+    image_encoder: ImageEncoder
+
+
+def load_base(folder: str | Path) -> Base:
+    """A base in diffusers' layout: `unet/`, `vae/` and `image_encoder/`, safetensors only.
+
+    Raises:
+        GenPropError: the folder lacks a part; names the layout that is expected.
+    """
+    parts = {part: Path(folder) / part for part in ("unet", "vae", "image_encoder")}
+    missing = [part for part, path in parts.items() if not (path / "config.json").is_file()]
+    if missing:
+        raise GenPropError(
+            f"{folder} is not a base in diffusers' layout: no config.json in {', '.join(missing)}",
+            "expected unet/, vae/ and image_encoder/, each with config.json and safetensors; "
+            "download stabilityai/stable-video-diffusion-img2vid-xt into that folder",
+        )
+    vae_class = json.loads((parts["vae"] / "config.json").read_text())["_class_name"]
+    vae_type = {c.__name__: c for c in (AutoencoderKL, AutoencoderKLTemporalDecoder)}.get(vae_class)
+    if vae_type is None:
+        raise GenPropError(f"{parts['vae']} holds a {vae_class}, expected an AutoencoderKL of either kind")
+    options = {"torch_dtype": torch.float32, "use_safetensors": True}
+    backbone = Backbone.from_pretrained(parts["unet"], **options)
+    vae = vae_type.from_pretrained(parts["vae"], **options)
+    clip = CLIPVisionModelWithProjection.from_pretrained(
+        parts["image_encoder"], dtype=torch.float32, use_safetensors=True
+    )
+    for module in (backbone, vae, clip):
+        module.requires_grad_(False).eval()
+    return Base(backbone, Autoencoder(vae), ImageEncoder(clip))
+
+
+def new_base(config: BaseConfig, *, seed: int) -> Base:
+    """A base of random weights, of the preset's architecture."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = Backbone(**(config.unet or {}))
+        vae = AutoencoderKL(**(config.vae or {}))
+        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**(config.image_encoder or {})))
+    return Base(backbone, Autoencoder(vae), ImageEncoder(clip))
+
+
+def save_base(base: Base, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write `base` in diffusers' layout. With float16 the stored numbers are rounded; the modules are not."""
+    copies = (copy.deepcopy(m).to(dtype) for m in (base.backbone, base.autoencoder.vae, base.image_encoder.clip))
+    for module, part in zip(copies, ("unet", "vae", "image_encoder"), strict=True):
+        module.save_pretrained(folder / part)

@@ -1,0 +1,90 @@
+"""GenProp's network: frozen backbone, Selective Content Encoder and Mask Prediction Decoder in one `Net`.
+
+Teacher and student are both this class; they differ in what was trained and how it is sampled.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genprop.config import NetConfig
+from genprop.teacher.mpd import MaskPredictionDecoder
+from genprop.teacher.sce import SceOut, SelectiveContentEncoder
+from genprop.teacher.unet import Backbone
+from genprop.types import NetOut
+
+
+class Parts(NamedTuple):
+    """A forward with what the losses and the metrics need of its inside."""
+
+    out: NetOut
+    sce: SceOut
+    injection_ratio: Tensor
+
+
+class GenPropNet(nn.Module):
+    """`(sample, timestep, first, source, image_embedding, added_time_ids) -> NetOut`; see `types.Net`.
+
+    Args:
+        backbone: the image-to-video backbone. It is frozen here; a student's LoRA is added after.
+        config: how content encoder and mask decoder are built.
+    """
+
+    def __init__(self, backbone: Backbone, config: NetConfig) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.sce = SelectiveContentEncoder(backbone, config)
+        widths = backbone.config["block_out_channels"]
+        self.mpd = MaskPredictionDecoder(widths[min(1, len(widths) - 1)], hidden=config.mpd_hidden)
+        # How strongly the original is followed at inference, 0 to 1; 0 is the bare image-to-video model.
+        self.injection_weight = 1.0
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        first: Tensor,
+        source: Tensor,
+        image_embedding: Tensor,
+        added_time_ids: Tensor,
+    ) -> NetOut:
+        return self.parts(sample, timestep, first, source, image_embedding, added_time_ids).out
+
+    def parts(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        first: Tensor,
+        source: Tensor,
+        image_embedding: Tensor,
+        added_time_ids: Tensor,
+    ) -> Parts:
+        """`forward`, with the content encoder's output and the injected-to-backbone ratio of deviations."""
+        stem = self.stem(sample, timestep, first, image_embedding, added_time_ids)
+        sce = self.sce(stem, source, first)
+        residuals = tuple(self.injection_weight * r for r in sce.residuals_nchw)
+        blocks = self.sce.injection == "blocks"
+        body = self.backbone.body(stem, () if blocks else residuals, residuals if blocks else ())
+        b, t, _, h, w = sample.shape
+        logits = self.mpd(body.penultimate_nchw, size=(h, w)).unflatten(0, (b, t))
+        with torch.no_grad():
+            ratio = torch.stack(
+                [r.float().std() / s.float().std() for r, s in zip(residuals, body.skips_nchw, strict=False)]
+            ).max()
+        return Parts(NetOut(body.velocity_btchw, logits), sce, ratio)
+
+    def stem(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        first: Tensor,
+        image_embedding: Tensor,
+        added_time_ids: Tensor,
+    ):
+        """The backbone's stem over the noisy latents beside the first frame's."""
+        return self.backbone.stem(
+            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids
+        )

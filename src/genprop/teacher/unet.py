@@ -1,0 +1,119 @@
+"""SVD's backbone with its forward in two parts, so that residuals can be added between them.
+
+`Backbone` is `UNetSpatioTemporalConditionModel` and nothing more: same constructor, same state-dict
+keys, and with no residuals the same numbers bit for bit (a test holds it to that). Upstream has no
+place to hand residuals in, which is why its forward is written out here as `stem` and `body`; blocks
+and layers are upstream's.
+
+Legend: b batch, t frames, n = b*t, c channels, h w latent grid, d embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from torch import Tensor, nn
+
+
+class Stem(NamedTuple):
+    """What the first convolution and the embeddings give; everything later reads from it."""
+
+    features_nchw: Tensor
+    time_embedding_nd: Tensor
+    image_embedding_n1d: Tensor
+    image_only_bt: Tensor
+
+
+class Body(NamedTuple):
+    """Velocity, the penultimate up block's features, and the skip tensors before any residual."""
+
+    velocity_btchw: Tensor
+    penultimate_nchw: Tensor
+    skips_nchw: tuple[Tensor, ...]
+
+
+def run_block(block: nn.Module, hidden: Tensor, stem: Stem) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One of upstream's down blocks: its output and its skip tensors."""
+    if getattr(block, "has_cross_attention", False):
+        return block(
+            hidden_states=hidden,
+            temb=stem.time_embedding_nd,
+            encoder_hidden_states=stem.image_embedding_n1d,
+            image_only_indicator=stem.image_only_bt,
+        )
+    return block(
+        hidden_states=hidden, temb=stem.time_embedding_nd, image_only_indicator=stem.image_only_bt
+    )
+
+
+class Backbone(UNetSpatioTemporalConditionModel):
+    """The image-to-video backbone; `forward` is upstream's own."""
+
+    def stem(
+        self, sample_btchw: Tensor, timestep_b: Tensor, image_embedding_b1d: Tensor, added_time_ids: Tensor
+    ) -> Stem:
+        """Embeddings and the first convolution. `sample` is `c_in x` beside `first`, `[B, T, 2C, h, w]`."""
+        b, t = sample_btchw.shape[:2]
+        time = self.time_embedding(self.time_proj(timestep_b.expand(b)).to(sample_btchw.dtype))
+        added = self.add_time_proj(added_time_ids.flatten()).reshape(b, -1).to(time.dtype)
+        time = time + self.add_embedding(added)
+        return Stem(
+            features_nchw=self.conv_in(sample_btchw.flatten(0, 1)),
+            time_embedding_nd=time.repeat_interleave(t, dim=0, output_size=b * t),
+            image_embedding_n1d=image_embedding_b1d.repeat_interleave(t, dim=0, output_size=b * t),
+            image_only_bt=torch.zeros(b, t, dtype=sample_btchw.dtype, device=sample_btchw.device),
+        )
+
+    def body(
+        self,
+        stem: Stem,
+        skip_residuals: Sequence[Tensor] = (),
+        block_residuals: Sequence[Tensor] = (),
+    ) -> Body:
+        """All after the first convolution.
+
+        Args:
+            stem: from `stem`.
+            skip_residuals: one for each of the first skip connections (stem, each resnet, downsampler),
+                added to it on its way to the up blocks, as ControlNet does.
+            block_residuals: one for each of the first down blocks, added to its output.
+        """
+        b, t = stem.image_only_bt.shape
+        hidden = stem.features_nchw
+        skips = (hidden,)
+        for i, block in enumerate(self.down_blocks):
+            hidden, block_skips = run_block(block, hidden, stem)
+            if i < len(block_residuals):
+                hidden = hidden + block_residuals[i]
+                block_skips = (*block_skips[:-1], hidden)
+            skips += block_skips
+        hidden = self.mid_block(
+            hidden_states=hidden,
+            temb=stem.time_embedding_nd,
+            encoder_hidden_states=stem.image_embedding_n1d,
+            image_only_indicator=stem.image_only_bt,
+        )
+        remaining = tuple(
+            skip + skip_residuals[i] if i < len(skip_residuals) else skip for i, skip in enumerate(skips)
+        )
+        penultimate = hidden
+        for block in self.up_blocks:
+            penultimate = hidden
+            count = len(block.resnets)
+            taken, remaining = remaining[-count:], remaining[:-count]
+            # Given always: for grids that halve evenly it is the size that upstream computes itself.
+            arguments = {"upsample_size": remaining[-1].shape[2:]} if remaining else {}
+            if getattr(block, "has_cross_attention", False):
+                arguments["encoder_hidden_states"] = stem.image_embedding_n1d
+            hidden = block(
+                hidden_states=hidden,
+                temb=stem.time_embedding_nd,
+                res_hidden_states_tuple=taken,
+                image_only_indicator=stem.image_only_bt,
+                **arguments,
+            )
+        out = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return Body(out.unflatten(0, (b, t)), penultimate, skips)

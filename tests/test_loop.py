@@ -1,0 +1,395 @@
+"""The training loop: it learns, it resumes exactly, and its arithmetic is what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from genprop.checkpoint import list_checkpoints
+from genprop.errors import GenPropError
+from genprop.loop import Batches, TrainConfig, ema_decay, fit, learning_rate, random_seeds, swapped
+
+
+class Regression(nn.Module):
+    """A small MLP with dropout, a frozen layer, and noise from the generator."""
+
+    def __init__(self, *, noise: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.noise = noise
+
+    def forward(self, batch: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        x, y = batch
+        x = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
+        loss = (self.net(x) - y).square().mean()
+        return {"loss": loss, "noise": x.std()}
+
+
+class Constant(nn.Module):
+    """One weight whose gradient is always 1: AdamW then moves it by the learning rate a step."""
+
+    def __init__(self, poison: float | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.poison = poison
+        self.calls = 0
+
+    def forward(self, batch: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        self.calls += 1
+        scale = self.poison if self.poison is not None and self.calls == 4 else 1.0
+        return {"loss": self.weight * scale, "penalty": torch.tensor(0.25)}
+
+
+def points(count: int = 64) -> TensorDataset:
+    x = torch.randn(count, 3, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(x, x.sum(1, keepdim=True))
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_logs(tmp_path: Path) -> None:
+    config = TrainConfig(steps=150, batch_size=8, learning_rate=2e-2, warmup=5, ema=0.9, log_every=25)
+    objective = Regression()
+    summary = fit(objective, points(), config, tmp_path)
+    log = lines(tmp_path)
+    assert [line["step"] for line in log] == [25, 50, 75, 100, 125, 150]
+    assert set(log[0]) == {"step", "loss", "noise", "grad_norm", "lr", "steps_per_second"}
+    assert log[-1]["loss"] < 0.05 * log[0]["loss"]
+    assert summary["loss"] == log[-1]["loss"] and summary["steps"] == 150
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    x, y = points().tensors
+    assert objective([x, y], torch.Generator())["loss"] < 0.05 * log[0]["loss"]  # and so do the EMA weights
+
+
+def test_bf16_trains_and_the_objective_is_itself_again(tmp_path: Path) -> None:
+    objective = Regression()
+    forward = objective.forward
+    config = TrainConfig(steps=60, batch_size=8, learning_rate=2e-2, warmup=1, precision="bf16", log_every=20)
+    fit(objective, points(), config, tmp_path)
+    assert lines(tmp_path)[-1]["loss"] < 0.5 * lines(tmp_path)[0]["loss"]
+    assert objective.forward == forward
+    assert all(p.dtype == torch.float32 for p in objective.parameters())
+
+
+def test_fp16_without_cuda_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(GenPropError, match="fp16"):
+        fit(Regression(), points(), TrainConfig(steps=1, precision="fp16"), tmp_path)
+
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_loop import Regression, points
+from genprop.config import TrainConfig, fit
+
+class Killed(Regression):
+    calls = 0
+    def forward(self, batch, generator):
+        self.calls += 1
+        if self.calls == 2 * 17 + 2:  # in the second micro-batch of step 18, after the checkpoint of 15
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(batch, generator)
+
+config = TrainConfig(**{config!r})
+fit(Killed(noise=0.1, dropout=0.2), points(22), config, Path({out!r}))
+"""
+
+
+def test_killed_and_resumed_is_bit_identical_to_uninterrupted(tmp_path: Path) -> None:
+    numbers = {"steps": 30, "batch_size": 3, "accumulate": 2, "warmup": 4, "ema": 0.9, "checkpoint_every": 5}
+    config = TrainConfig(**numbers, log_every=1, keep_checkpoints=3)  # type: ignore[arg-type]
+    whole, broken = Regression(noise=0.1, dropout=0.2), Regression(noise=0.1, dropout=0.2)
+    fit(whole, points(22), config, tmp_path / "whole")
+
+    out = tmp_path / "broken"
+    script = RUN.format(tests=str(Path(__file__).parent), config=config.model_dump(), out=str(out))
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [folder.name for folder in list_checkpoints(out)] == [
+        "step-00000005",
+        "step-00000010",
+        "step-00000015",
+    ]
+    (out / "checkpoints" / "partial-step-00000020").mkdir()  # a kill in the middle of a checkpoint
+    (out / "checkpoints" / "partial-step-00000020" / "weights.safetensors").write_bytes(b"half")
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"step": 18, "lo')  # and in the middle of a line
+
+    with torch.no_grad():  # the state must come from the checkpoint, not from the new process
+        for parameter in broken.net.parameters():
+            parameter.fill_(7.0)
+    torch.manual_seed(99)
+    summary = fit(broken, points(22), config, out, resume=True)
+    assert summary["resumed_from"] == 15
+    assert_same(weights(broken), weights(whole))
+    for file in ("weights", "ema", "optimizer"):
+        path = Path("checkpoints", "step-00000030", f"{file}.safetensors")
+        assert_same(load_file(tmp_path / "whole" / path), load_file(out / path))
+    assert not list((out / "checkpoints").glob("partial-*"))
+    assert [line["step"] for line in lines(out)] == list(range(1, 31))
+    a, b = lines(out)[-1], lines(tmp_path / "whole")[-1]
+    assert a["loss"] == b["loss"] and a["lr"] == b["lr"]
+
+
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(steps=4, checkpoint_every=2)
+
+    def full_disk(*_: object) -> None:
+        if list_checkpoints(tmp_path):
+            raise OSError("no space left")
+
+    import genprop.checkpoint
+
+    save = genprop.checkpoint.save_file
+    monkeypatch.setattr(genprop.checkpoint, "save_file", lambda *a: (full_disk(), save(*a)))
+    with pytest.raises(OSError, match="no space"):
+        fit(Regression(), points(), config, tmp_path)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-00000002"]
+    monkeypatch.undo()
+    assert fit(Regression(), points(), config, tmp_path, resume=True)["resumed_from"] == 2
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
+    small, large = Regression(), Regression()
+    shared = {"steps": 20, "warmup": 2, "learning_rate": 1e-2, "ema": 0.5}
+    fit(small, points(30), TrainConfig(**shared, batch_size=2, accumulate=2), tmp_path / "a")  # type: ignore[arg-type]
+    fit(large, points(30), TrainConfig(**shared, batch_size=4), tmp_path / "b")  # type: ignore[arg-type]
+    start = weights(Regression())
+    for name, value in weights(small).items():
+        torch.testing.assert_close(value, weights(large)[name], rtol=1e-4, atol=1e-5)
+        assert name.startswith("frozen") or not torch.equal(value, start[name])
+
+
+def test_ema_closed_form(tmp_path: Path) -> None:
+    config = TrainConfig(steps=6, learning_rate=0.1, warmup=0, min_learning_rate_ratio=1, ema=0.3, clip=10)
+    objective = Constant()
+    fit(objective, points(), config, tmp_path)
+    # a constant gradient: AdamW's corrected moments are 1 and 1, so the weight falls by 0.1 a step
+    expected, decays = 0.0, [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3]
+    for step, decay in enumerate(decays):
+        expected = decay * expected + (1 - decay) * -0.1 * (step + 1)
+        assert ema_decay(step, config) == pytest.approx(decay)
+    stored = tmp_path / "checkpoints" / "step-00000006"
+    assert objective.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert load_file(stored / "ema.safetensors")["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert load_file(stored / "weights.safetensors")["weight"].item() == pytest.approx(-0.6, rel=1e-5)
+
+
+def test_checkpoints_hold_only_what_trains_and_old_ones_go(tmp_path: Path) -> None:
+    objective = Regression()
+    frozen = weights(objective.frozen)
+    fit(objective, points(), TrainConfig(steps=5, checkpoint_every=1, keep_checkpoints=2), tmp_path)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
+    names = {"net.0.weight", "net.0.bias", "net.3.weight", "net.3.bias"}
+    newest = list_checkpoints(tmp_path)[-1]
+    assert set(load_file(newest / "weights.safetensors")) == names
+    assert set(load_file(newest / "ema.safetensors")) == names
+    assert {n.split("/")[1] for n in load_file(newest / "optimizer.safetensors")} == names
+    assert_same(weights(objective.frozen), frozen)
+
+
+def test_vectors_do_not_decay(tmp_path: Path) -> None:
+    class Still(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+
+        def forward(self, batch: object, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"loss": 0.0 * (self.matrix.sum() + self.vector.sum())}
+
+    config = TrainConfig(
+        steps=2, learning_rate=0.1, warmup=0, weight_decay=0.5, min_learning_rate_ratio=1, ema=0
+    )
+    objective = Still()
+    fit(objective, points(), config, tmp_path)
+    torch.testing.assert_close(objective.vector.detach(), torch.ones(2))
+    torch.testing.assert_close(objective.matrix.detach(), torch.full((2, 2), (1 - 0.1 * 0.5) ** 2))
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, poison: float) -> None:
+    config = TrainConfig(steps=9, checkpoint_every=2, log_every=1)
+    with pytest.raises(GenPropError, match=r"step 4.*loss = .*penalty = 0\.25") as caught:
+        fit(Constant(poison), points(), config, tmp_path)
+    assert caught.value.hint
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-00000002"]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_validation_sees_the_ema_and_training_goes_on_undisturbed(tmp_path: Path) -> None:
+    config = TrainConfig(steps=6, learning_rate=0.05, warmup=0, validate_every=2, checkpoint_every=2, seed=3)
+    seen: dict[int, dict[str, Tensor]] = {}
+    objective, plain = Regression(noise=0.1, dropout=0.2), Regression(noise=0.1, dropout=0.2)
+
+    def validate(step: int) -> tuple[dict[str, float], np.ndarray | None]:
+        assert not torch.is_grad_enabled()
+        seen[step] = weights(objective.net)
+        torch.rand(3)  # whatever it draws must not matter
+        return {"psnr": 10.0 * step}, np.full((4, 6, 3), step, np.uint8) if step > 2 else None
+
+    summary = fit(objective, points(), config, tmp_path / "a", validate=validate)
+    fit(plain, points(), config, tmp_path / "b")
+    assert sorted(seen) == [2, 4, 6] and summary["validation"] == {"psnr": 60.0}
+    assert_same(weights(objective), weights(plain))
+    for step in (4, 6):
+        folder = tmp_path / "a" / "checkpoints" / f"step-{step:08d}"
+        ema = load_file(folder / "ema.safetensors")
+        assert_same({f"net.{name}": value for name, value in seen[step].items()}, ema)
+        assert not torch.equal(load_file(folder / "weights.safetensors")["net.0.weight"], ema["net.0.weight"])
+    assert [line["val/psnr"] for line in lines(tmp_path / "a") if "val/psnr" in line] == [20.0, 40.0, 60.0]
+    assert sorted(p.name for p in (tmp_path / "a" / "samples").iterdir()) == [
+        "step-00000004.png",
+        "step-00000006.png",
+    ]
+
+
+def test_swapped_restores_after_an_error() -> None:
+    parameters = {"w": nn.Parameter(torch.ones(2))}
+    with pytest.raises(ZeroDivisionError), swapped(parameters, {"w": torch.zeros(2)}):
+        assert parameters["w"].sum() == 0
+        raise ZeroDivisionError
+    assert parameters["w"].sum() == 2
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = TrainConfig(steps=2)
+    fit(Regression(), points(), config, tmp_path)
+    before = (list_checkpoints(tmp_path)[-1] / "weights.safetensors").read_bytes()
+    with pytest.raises(GenPropError, match="already holds a run") as caught:
+        fit(Regression(), points(), config, tmp_path)
+    assert "--resume" in caught.value.hint
+    assert (list_checkpoints(tmp_path)[-1] / "weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 7), ("batch_size", 5), ("accumulate", 3)])
+def test_resuming_another_run_is_an_error(tmp_path: Path, key: str, value: int) -> None:
+    config = TrainConfig(steps=1)
+    fit(Regression(), points(), config, tmp_path)
+    expected = getattr(config, key)
+    with pytest.raises(GenPropError, match=f"{key}: got {value}, expected {expected}"):
+        fit(Regression(), points(), config.model_copy(update={key: value}), tmp_path, resume=True)
+
+
+def test_resuming_with_another_model_is_an_error(tmp_path: Path) -> None:
+    fit(Regression(), points(), TrainConfig(steps=1), tmp_path)
+    with pytest.raises(GenPropError, match=r"net\.0\.bias got \(8,\), expected nothing"):
+        fit(Constant(), points(), TrainConfig(steps=2), tmp_path, resume=True)
+
+
+def test_steps_may_grow_and_a_finished_run_is_only_loaded(tmp_path: Path) -> None:
+    first, again, longer = Regression(), Regression(), Regression()
+    fit(first, points(), TrainConfig(steps=3), tmp_path, resume=True)  # nothing there: from scratch
+    summary = fit(again, points(), TrainConfig(steps=3), tmp_path, resume=True)
+    assert summary["resumed_from"] == 3 and summary["loss"] is None
+    assert_same(weights(again), weights(first))
+    summary = fit(longer, points(), TrainConfig(steps=5), tmp_path, resume=True)
+    assert summary["steps"] == 5 and list_checkpoints(tmp_path)[-1].name == "step-00000005"
+
+
+def test_nothing_to_train_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(GenPropError, match="dataset is empty"):
+        fit(Regression(), points(0), TrainConfig(steps=1), tmp_path)
+    with pytest.raises(GenPropError, match="requires a gradient"):
+        fit(Regression().requires_grad_(False), points(), TrainConfig(steps=1), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenPropError, match="cannot write"):
+        fit(Regression(), points(), TrainConfig(steps=1), tmp_path / "file" / "run")
+
+
+def test_learning_rate_closed_form() -> None:
+    config = TrainConfig(steps=110, warmup=10, learning_rate=2.0, min_learning_rate_ratio=0.1)
+    got = [learning_rate(step, config) for step in (0, 4, 9, 10, 60, 110, 500)]
+    assert got == pytest.approx([0.2, 1.0, 2.0, 2.0, 1.1, 0.2, 0.2])
+    quarter = 2.0 * (0.1 + 0.9 * 0.5 * (1 + math.sqrt(0.5)))
+    assert learning_rate(35, config) == pytest.approx(quarter)
+    assert learning_rate(0, config.model_copy(update={"warmup": 0})) == 2.0
+
+
+def test_the_order_of_the_data() -> None:
+    config = TrainConfig(steps=9, batch_size=3, accumulate=2, seed=5)
+    batches = list(Batches(10, config))
+    assert len(batches) == len(Batches(10, config)) == 18
+    flat = [index for batch in batches for index in batch]
+    for epoch in range(5):  # every epoch is a permutation, each another one
+        assert sorted(flat[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert flat[:10] != flat[10:20]
+    for start in (0, 1, 4, 8, 9):  # and it can start anywhere
+        assert list(Batches(10, config, start=start)) == batches[2 * start :]
+    dealt = [list(Batches(10, config, process=p, processes=2)) for p in (0, 1)]
+    together = [index for a, b in zip(*dealt, strict=True) for index in a + b]
+    assert together[: len(flat)] == flat
+    assert list(Batches(10, config.model_copy(update={"seed": 6}))) != batches
+
+
+def test_skipped_samples_are_not_loaded() -> None:
+    class Counting(TensorDataset):
+        loaded = 0
+
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            self.loaded += 1
+            return super().__getitem__(index)
+
+    data = Counting(torch.zeros(10, 1))
+    next(iter(DataLoader(data, batch_sampler=Batches(10, TrainConfig(steps=1000), start=900))))
+    assert data.loaded == 4
+
+
+def test_every_micro_batch_has_its_own_seeds() -> None:
+    seeds = [
+        seed
+        for config in (TrainConfig(steps=1), TrainConfig(steps=1, seed=1))
+        for step in range(3)
+        for process in range(2)
+        for micro in range(2)
+        for seed in random_seeds(config, step=step, process=process, micro=micro)
+    ]
+    assert len(set(seeds)) == len(seeds) == 48
+
+
+def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
+    alone, helped = Regression(noise=0.1), Regression(noise=0.1)
+    fit(alone, points(), TrainConfig(steps=4), tmp_path / "a")
+    fit(helped, points(), TrainConfig(steps=4, workers=1), tmp_path / "b")
+    assert_same(weights(alone), weights(helped))
+
+
+def test_the_caller_s_random_state_is_left_alone(tmp_path: Path) -> None:
+    objective = Regression(dropout=0.2)
+    before = torch.get_rng_state()
+    fit(objective, points(), TrainConfig(steps=2), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"steps": 1, "ema": 1.0}, {"steps": 1, "unknown": 2}])
+def test_config_rejects(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        TrainConfig(**bad)  # type: ignore[arg-type]
