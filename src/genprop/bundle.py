@@ -5,7 +5,8 @@
     lora/               a student's LoRA on the backbone, in peft's own layout
 
 The base (backbone, autoencoder, image encoder) stays where it is: a folder in diffusers' layout or a hub
-id, named in `bundle.json` with the SHA-256 of its weights. A relative path is relative to the bundle.
+id, named in `bundle.json` with the SHA-256 of its weights. A relative path is relative to the bundle; the
+embedded base goes by its name, so that a bundle over it can be moved.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Bundle:
     @property
     def base(self) -> str:
         """The base's folder, or its hub id."""
+        if self.card.base in EMBEDDED:
+            return str(locate(self.card.base))
         local = self.folder / self.card.base
         return str(local.resolve()) if local.is_dir() else self.card.base
 
@@ -97,7 +100,7 @@ def read_bundle(name: str | Path) -> Bundle:
     if not card_file.is_file():
         raise GenPropError(f"{folder} is not a bundle: it has no bundle.json", "train or distil one, or use tiny")
     try:
-        card = Card.model_validate_json(card_file.read_text(encoding="utf-8"))
+        card = Card.model_validate_json(card_file.read_bytes())
     except ValidationError as error:
         raise GenPropError(f"{card_file} cannot be read: {error.errors()[0]['msg']}") from error
     for name, expected in card.files.items():
@@ -130,7 +133,12 @@ def write_bundle(
         tensors: what was trained, by the names in `GenPropNet`.
         save_lora: writes a LoRA in peft's layout into the folder it is given.
         dtype: in which `tensors` are stored.
+
+    Raises:
+        GenPropError: `folder` holds something that is not a bundle.
     """
+    if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
+        raise GenPropError(f"{folder} holds something that is not a bundle", "give a new or an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -141,7 +149,7 @@ def write_bundle(
         card = Card(
             kind=kind,
             config=config,
-            base=os.path.relpath(base, folder) if local else str(base),
+            base=_name_of_base(base, folder),
             base_sha256=base_sha256(base) if local else "",
             sigmas=dict(sigmas or {}),
             files={str(p.relative_to(staging)): sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()},
@@ -149,12 +157,37 @@ def write_bundle(
         text = json.dumps(card.model_dump(mode="json"), indent=1)
         (staging / "bundle.json").write_text(text + "\n", encoding="utf-8")
         staging.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(staging, folder)
+        _put_in_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return read_bundle(folder)
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Rename `staging` to `folder`; what was there goes only when the new one stands."""
+    if not folder.exists():
+        os.replace(staging, folder)
+        return
+    aside = staging.with_name(f"{staging.name}-old")
+    os.replace(folder, aside)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _name_of_base(base: str | Path, folder: Path) -> str:
+    """How a bundle in `folder` names its base: an embedded name, a relative path, or a hub id."""
+    for name in EMBEDDED:
+        if Path(base).resolve() == locate(name).resolve():
+            return name
+    return os.path.relpath(base, folder) if Path(base).is_dir() else str(base)
 
 
 def sha256(file: Path) -> str:

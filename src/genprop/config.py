@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genprop.errors import GenPropError
@@ -58,12 +59,22 @@ class ClipConfig(Model):
 
 
 class BaseConfig(Model):
-    """The frozen base: where it is, or how to build one that is to be trained (upstream's own arguments)."""
+    """The frozen base: where it is, or how to build one that is to be trained (upstream's own arguments).
+
+    `store` is the precision of every file that training writes; what is trained next reads the rounded
+    numbers, so nothing shifts when a model is shipped.
+    """
 
     path: str | None = None
+    store: Literal["fp32", "fp16"] = "fp32"
     unet: dict[str, Any] | None = None
     vae: dict[str, Any] | None = None
     image_encoder: dict[str, Any] | None = None
+
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float16 if self.store == "fp16" else torch.float32
 
 
 class NetConfig(Model):
@@ -109,20 +120,30 @@ class SamplingConfig(Model):
 class DistillConfig(Model):
     """Consistency distillation in sigma space (design: "Distillation").
 
-    `adapter_rank` 0 trains the whole backbone; otherwise it gets a LoRA of that rank.
+    Attributes:
+        adapter_rank: of the LoRA on the backbone; 0 trains the whole backbone.
+        nodes: Karras nodes of node-to-node consistency.
+        teacher_steps: k, the teacher's steps from a node to its target; 0 goes to the end.
+        refine_steps: updates of node-to-node consistency after those on trajectories (`student.steps`).
+        trajectories, trajectory_nodes: how many of the teacher's trajectories are kept, and their steps.
+        top_share: share of the samples that are moved to node 0, where a one-step student works.
+        huber, weight_exponent: of the pseudo-Huber distance and of the weight `(s_i - s_{i+1})^e`.
+        region: weight of the region-aware loss, mask loss included.
+        image_reward, video_reward: weights of the rewards.
     """
 
     adapter_rank: int = Field(default=64, ge=0)
     nodes: int = Field(default=40, gt=1)
-    teacher_steps: int = Field(default=0, ge=0, description="k; 0 is the whole rest of the trajectory")
-    trajectory_nodes: int = Field(default=12, gt=0)
+    teacher_steps: int = Field(default=1, ge=0)
+    refine_steps: int = Field(default=0, ge=0)
     trajectories: int = Field(default=512, gt=0)
+    trajectory_nodes: int = Field(default=12, gt=1)
+    top_share: float = Field(default=0.25, ge=0, le=1)
     huber: float = Field(default=1e-3, gt=0)
     weight_exponent: float = -0.1
     region: float = Field(default=0.1, ge=0)
     image_reward: float = Field(default=0.0, ge=0)
     video_reward: float = Field(default=0.0, ge=0)
-    sigmas: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
 class DataConfig(Model):
@@ -164,16 +185,16 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(source)
     if str(source) in presets():
-        text = files("genprop.presets").joinpath(f"{source}.toml").read_text(encoding="utf-8")
+        content = files("genprop.presets").joinpath(f"{source}.toml").read_bytes()
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     else:
         raise GenPropError(
             f"no preset or file named {str(source)!r}", f"presets are {', '.join(presets())}; else give a .toml file"
         )
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise GenPropError(f"{source} is not valid TOML: {error}") from error
     for override in overrides:
         _apply(table, override)

@@ -3,10 +3,14 @@
 SVD conditions on the *unscaled* mode of the posterior of the first frame, and denoises latents *times*
 the scaling factor; both kinds are made here and nowhere else. SVD's own autoencoder is
 `AutoencoderKLTemporalDecoder`, whose decoder mixes neighbouring frames; `AutoencoderKL`, which decodes
-frame by frame, is taken as well (the embedded model has one). Pixels are `[-1, 1]`, `[B, T, 3, H, W]`.
+frame by frame, is taken as well. One whose input has 3 p^2 channels reads the picture as p x p patches:
+the embedded model's does, which makes it cheap enough for two CPU cores. Pixels are `[-1, 1]`,
+`[B, T, 3, H, W]`.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
@@ -14,6 +18,7 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
     _resize_with_antialiasing,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 # CLIP's, as openai/clip-vit-large-patch14 and every SVD checkpoint have them.
@@ -39,18 +44,24 @@ class Autoencoder(nn.Module):
         return float(self.vae.config["scaling_factor"])
 
     @property
+    def patch(self) -> int:
+        """Pixels a patch is wide: 1 where pixels enter as they are."""
+        return math.isqrt(self.vae.config["in_channels"] // 3)
+
+    @property
     def downsampling(self) -> int:
-        """Pixels a latent cell is wide: 8 for four blocks."""
-        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        """Pixels a latent cell is wide: 8 for SVD's four blocks."""
+        return self.patch * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     def encode(self, frames: Tensor) -> Tensor:
         """The unscaled mode of the posterior. `[B, T, 3, H, W]` in [-1, 1] to `[B, T, C, h, w]`."""
         batch = frames.shape[0]
         chunks = [
-            self.vae.encode(part, return_dict=False)[0].mode()
+            self.vae.encode(F.pixel_unshuffle(part, self.patch), return_dict=False)[0].mode()
             for part in frames.flatten(0, 1).split(self.chunk)
         ]
-        return torch.cat(chunks).unflatten(0, (batch, -1))
+        # Attention leaves its own strides behind, which safetensors refuses to store.
+        return torch.cat(chunks).contiguous().unflatten(0, (batch, -1))
 
     def encode_scaled(self, frames: Tensor) -> Tensor:
         """`encode` times the scaling factor: what is denoised, and what the content encoder reads."""
@@ -71,7 +82,7 @@ class Autoencoder(nn.Module):
             decoded = self.vae.decode(flat, num_frames=frames, return_dict=False)[0]
         else:
             decoded = self.vae.decode(flat, return_dict=False)[0]
-        return decoded.unflatten(0, (batch, frames))
+        return F.pixel_shuffle(decoded, self.patch).unflatten(0, (batch, frames))
 
 
 class ImageEncoder(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from genprop.config import NetConfig
 from genprop.teacher.mpd import MaskPredictionDecoder
 from genprop.teacher.sce import SceOut, SelectiveContentEncoder
-from genprop.teacher.unet import Backbone
+from genprop.teacher.unet import Backbone, Stem
 from genprop.types import NetOut
 
 
@@ -21,6 +21,7 @@ class Parts(NamedTuple):
     """A forward with what the losses and the metrics need of its inside."""
 
     out: NetOut
+    stem: Stem
     sce: SceOut
     injection_ratio: Tensor
 
@@ -63,7 +64,9 @@ class GenPropNet(nn.Module):
         added_time_ids: Tensor,
     ) -> Parts:
         """`forward`, with the content encoder's output and the injected-to-backbone ratio of deviations."""
-        stem = self.stem(sample, timestep, first, image_embedding, added_time_ids)
+        stem = self.backbone.stem(
+            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids
+        )
         sce = self.sce(stem, source, first)
         residuals = tuple(self.injection_weight * r for r in sce.residuals_nchw)
         blocks = self.sce.injection == "blocks"
@@ -72,19 +75,9 @@ class GenPropNet(nn.Module):
         logits = self.mpd(body.penultimate_nchw, size=(h, w)).unflatten(0, (b, t))
         with torch.no_grad():
             ratio = torch.stack(
-                [r.float().std() / s.float().std() for r, s in zip(residuals, body.skips_nchw, strict=False)]
+                [
+                    residual.float().std() / target.float().std()
+                    for residual, target in zip(residuals, body.targets_nchw, strict=False)
+                ]
             ).max()
-        return Parts(NetOut(body.velocity_btchw, logits), sce, ratio)
-
-    def stem(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        first: Tensor,
-        image_embedding: Tensor,
-        added_time_ids: Tensor,
-    ):
-        """The backbone's stem over the noisy latents beside the first frame's."""
-        return self.backbone.stem(
-            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids
-        )
+        return Parts(NetOut(body.velocity_btchw, logits), stem, sce, ratio)

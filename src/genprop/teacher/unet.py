@@ -28,11 +28,14 @@ class Stem(NamedTuple):
 
 
 class Body(NamedTuple):
-    """Velocity, the penultimate up block's features, and the skip tensors before any residual."""
+    """Velocity, the penultimate up block's features, and what residuals are added to, before they are.
+
+    The last are the skip tensors or, where block residuals were given, the outputs of those blocks.
+    """
 
     velocity_btchw: Tensor
     penultimate_nchw: Tensor
-    skips_nchw: tuple[Tensor, ...]
+    targets_nchw: tuple[Tensor, ...]
 
 
 def run_block(block: nn.Module, hidden: Tensor, stem: Stem) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -83,10 +86,11 @@ class Backbone(UNetSpatioTemporalConditionModel):
         """
         b, t = stem.image_only_bt.shape
         hidden = stem.features_nchw
-        skips = (hidden,)
+        skips, covered = (hidden,), ()
         for i, block in enumerate(self.down_blocks):
             hidden, block_skips = run_block(block, hidden, stem)
             if i < len(block_residuals):
+                covered += (hidden,)
                 hidden = hidden + block_residuals[i]
                 block_skips = (*block_skips[:-1], hidden)
             skips += block_skips
@@ -116,4 +120,4 @@ class Backbone(UNetSpatioTemporalConditionModel):
                 **arguments,
             )
         out = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
-        return Body(out.unflatten(0, (b, t)), penultimate, skips)
+        return Body(out.unflatten(0, (b, t)), penultimate, covered or skips)

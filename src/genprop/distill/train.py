@@ -1,0 +1,130 @@
+"""`genprop distill`: clone the teacher, make its trajectories, train, choose the sigmas, write the bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genprop.bundle import Bundle, write_bundle
+from genprop.config import Config
+from genprop.distill.objective import ConsistencyObjective, trajectory_grid
+from genprop.distill.schedule import search
+from genprop.distill.trajectories import make_trajectories
+from genprop.edm import Guided, NetDenoiser, karras_sigmas
+from genprop.errors import GenPropError
+from genprop.loop import fit
+from genprop.sampling import consistency
+from genprop.student.clone import clone, load_model, save_lora, trained_tensors
+from genprop.teacher.net import GenPropNet
+from genprop.teacher.objective import TeacherObjective
+from genprop.teacher.train import latent_samples, sampled_validation
+
+
+def distill(
+    teacher: str | Path,
+    config: Config,
+    *,
+    data: str | Path,
+    out: Path,
+    start: str | Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Distil `teacher` into `out/student`.
+
+    Trajectory targets first (`student.steps` updates), then node-to-node consistency
+    (`distill.refine_steps`).
+
+    Args:
+        data: as for training.
+        start: a student to go on from, instead of a clone of the teacher.
+
+    Raises:
+        GenPropError: `teacher` is not a teacher; a reward is switched on (none is built in yet).
+    """
+    if config.distill.image_reward or config.distill.video_reward:
+        raise GenPropError(
+            f"distill.image_reward is {config.distill.image_reward} and distill.video_reward is "
+            f"{config.distill.video_reward}, but this version has no reward model: expected 0",
+            "set both to 0, or hand a Reward to ConsistencyObjective in Python",
+        )
+    bundle, net, base = load_model(teacher)
+    if bundle.card.kind != "teacher":
+        raise GenPropError(f"{teacher} is a {bundle.card.kind}, expected a teacher", "give the teacher's bundle")
+    rank, sampling = config.distill.adapter_rank, config.sampling
+    samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
+    guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
+    trajectories = make_trajectories(
+        guided,
+        TeacherObjective(net, base.image_encoder, config),
+        samples,
+        trajectory_grid(config),
+        out / "trajectories",
+        count=config.distill.trajectories,
+        seed=config.student.seed,
+    )
+
+    student = clone(net, rank=rank)
+    if start is not None:
+        restore(student, start)
+    objective = ConsistencyObjective(student, base.image_encoder, config, teacher=guided)
+    sigmas = torch.tensor([sampling.sigma_max, 0.0])
+
+    def sample(noise: Tensor, region: TeacherObjective) -> tuple[Tensor, Tensor]:
+        return consistency(NetDenoiser(student), noise, sigmas, region.inputs(held_out, None).cond)
+
+    validate = sampled_validation(objective.region, held_out, base.autoencoder, sample)
+    summary = fit(objective, trajectories, config.student, out, validate=validate, resume=resume)
+    if config.distill.refine_steps:
+        refining = config.student.model_copy(update={"steps": config.distill.refine_steps})
+        summary["refine"] = fit(objective, samples, refining, out / "refine", validate=validate, resume=resume)
+
+    student.eval()
+    candidates = karras_sigmas(24, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
+    schedules, errors = search(
+        NetDenoiser(student),
+        objective.region.inputs(held_out, None),
+        candidates,
+        sigma_max=sampling.sigma_max,
+    )
+    (out / "schedule.json").write_text(json.dumps({"sigmas": schedules, "errors": errors}, indent=1))
+    write_student(student, config, bundle.base, out / "student", sigmas=schedules)
+    return {**summary, "sigmas": schedules}
+
+
+def restore(student: GenPropNet, name: str | Path) -> None:
+    """Give a fresh clone the weights of an earlier student with the same kind of adapter."""
+    bundle, _, _ = load_model(name, merge=False)
+    student.load_state_dict(bundle.tensors(), strict=False)
+    if bundle.lora is not None:
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        state = load_file(bundle.lora / "adapter_model.safetensors")
+        plain = {k.removeprefix("base_model.model."): v.float() for k, v in state.items()}
+        set_peft_model_state_dict(student.backbone, plain)
+
+
+def write_student(
+    student: GenPropNet,
+    config: Config,
+    base: str | Path,
+    folder: Path,
+    *,
+    sigmas: dict[int, tuple[float, ...]],
+) -> Bundle:
+    """A student's bundle: content encoder, mask decoder, and the LoRA or the whole backbone."""
+    rank, dtype = config.distill.adapter_rank, config.base.dtype
+    return write_bundle(
+        folder,
+        kind="student",
+        config=config,
+        base=base,
+        tensors=trained_tensors(student, backbone=not rank),
+        sigmas=sigmas,
+        save_lora=(lambda target: save_lora(student, target, rank=rank, dtype=dtype)) if rank else None,
+        dtype=dtype,
+    )

@@ -1,0 +1,69 @@
+"""Around the graphs: what a manifest records of where they came from, and the folder that appears whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from genprop import __version__
+from genprop.bundle import Bundle, base_sha256, sha256
+from genprop.errors import GenPropError
+from genprop.manifest import is_export
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def versions() -> dict[str, str]:
+    """The versions that made and checked the graphs."""
+    return {"genprop": __version__} | {name: version(name) for name in TOOLS}
+
+
+def weight_hashes(bundle: Bundle) -> dict[str, str]:
+    """SHA-256 of the bundle's files and, as `base`, of its base's weights."""
+    return {**bundle.card.files, "base": bundle.card.base_sha256 or base_sha256(bundle.base)}
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in `folder`."""
+    return {file.name: sha256(file) for file in sorted(folder.iterdir())}
+
+
+def check_output(out: Path) -> None:
+    """Refuse an output that is something else than an older export.
+
+    Raises:
+        GenPropError: a file, or a folder with other things in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise GenPropError(f"{out} is a file, expected a folder to export into", "give another --out")
+    if out.is_dir() and any(out.iterdir()) and not is_export(out):
+        raise GenPropError(
+            f"{out} holds other things than an export, expected an empty folder or none", "give another --out"
+        )
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        GenPropError: `out` cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise GenPropError(f"{out} cannot be written: {error.strerror}", "give another --out") from error
+    try:
+        yield staging
+        staging.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

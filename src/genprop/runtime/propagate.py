@@ -1,0 +1,172 @@
+"""Carrying the edit of the first frame through a video: encode, sample, decode, composite.
+
+`load("tiny").propagate(video, edited)` is the whole product. A clip is worked through window by window,
+so memory does not grow with its length, the pixels that go in and out excepted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genprop.errors import GenPropError
+from genprop.pixels import to_pixels, to_uint8
+from genprop.runtime.backends import Stages, open_stages
+from genprop.runtime.composite import composite as lay_over
+from genprop.runtime.composite import resize, upsample_mask
+from genprop.runtime.sample import WindowResult, evaluations_of, sample_window
+from genprop.runtime.windows import windows
+from genprop.types import Clip
+from genprop.video import check_edited, read_clip, read_image, write_clip
+
+__all__ = ["Model", "Propagation", "WindowResult", "load", "sample_window"]
+
+ARRAY_FPS = Fraction(16)
+"""The rate of frames in an array, which cannot state their own: that of a folder of frames."""
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """A video with the edit in every frame.
+
+    Attributes:
+        frames: uint8 `[T, H, W, 3]`, as many and as large as the video's; the first is the edited one.
+        mask: where the edit is, as predicted, float32 `[T, H, W]` in [0, 1].
+        fps: the video's.
+        seconds: of encode, denoise and decode over all windows, and the total with everything else.
+        evaluations: how often the network ran.
+    """
+
+    frames: np.ndarray
+    mask: np.ndarray
+    fps: Fraction
+    seconds: dict[str, float]
+    evaluations: int
+
+    def save(self, path: str | Path, audio_from: str | Path | None = None) -> None:
+        """Write the frames as a video, with the sound of another; see `video.write_clip`."""
+        sound = Path(audio_from) if audio_from is not None else None
+        write_clip(Path(path), self.frames, fps=self.fps, audio_from=sound)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to run."""
+
+    stages: Stages
+
+    def propagate(
+        self,
+        video: Clip | str | Path | np.ndarray,
+        edited: np.ndarray | str | Path,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        composite: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Propagation:
+        """Carry the edit of the first frame through the video.
+
+        The model has one size: each frame is squashed to it, whatever its aspect, and stretched back.
+        With `composite` only the predicted mask's pixels are taken from there, all others are the
+        video's own.
+
+        Args:
+            video: a clip, a video file, a folder of frames, or uint8 frames `[T, H, W, 3]`.
+            edited: the edited first frame, a picture or uint8 `[H, W, 3]`, as large as the video.
+            steps: sampling steps; None is the teacher's own number, and at most 4 for a student.
+            seed: of all noise. The same seed gives the same result on the same backend.
+            progress: called after each evaluation of the network with how many are done and how many
+                there are in all.
+
+        Raises:
+            GenPropError: no video, no frames, an edited frame of another size or aspect, or a number of
+                steps that the model does not know; before anything is computed.
+        """
+        began = time.perf_counter()
+        per_window = evaluations_of(self.stages, steps)
+        clip = _clip(video)
+        first = _picture(edited)
+        check_edited(first, clip)
+        config = self.stages.config.clip
+        spans = windows(len(clip.frames), config.frames)
+        generator = torch.Generator().manual_seed(seed)
+        done = 0
+
+        def evaluated() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, per_window * len(spans))
+
+        frames = np.empty_like(clip.frames)
+        frames[0] = first
+        mask = np.empty(clip.frames.shape[:3], np.float32)
+        height, width = first.shape[:2]
+        seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
+        for span in spans:
+            source = clip.frames[span.start : span.stop]
+            small = resize(source, height=config.height, width=config.width)
+            padding = np.repeat(small[-1:], config.frames - len(small), axis=0)
+            given = resize(frames[span.start][None], height=config.height, width=config.width)
+            window = sample_window(
+                self.stages,
+                to_pixels(torch.from_numpy(np.concatenate([small, padding])))[None],
+                to_pixels(torch.from_numpy(given)),
+                steps=steps,
+                generator=generator,
+                evaluated=evaluated,
+            )
+            # The frame that two windows share stays as the first of them made it, and so does its mask.
+            # All others are this window's, those that the last one makes a second time included: they
+            # follow from the frame it was given, where a cut to it in the middle would be seen.
+            new = slice(span.start + 1, span.stop)
+            made = to_uint8(window.frames[0, 1 : len(span)]).cpu().numpy()
+            made = resize(made, height=height, width=width)
+            probability = upsample_mask(window.mask_logits[:, : len(span)], height=height, width=width)
+            frames[new] = lay_over(source[1:], made, probability[1:]) if composite else made
+            mask[new] = probability[1:]
+            if span.start == 0:
+                mask[0] = probability[0]
+            seconds = {stage: s + window.seconds[stage] for stage, s in seconds.items()}
+        seconds["total"] = time.perf_counter() - began
+        return Propagation(frames, mask, clip.fps, seconds, done)
+
+
+def load(model: str | Path = "tiny", *, backend: str = "auto") -> Model:
+    """Open a model: an embedded name, a bundle, or an export folder. See `backends.open_stages`."""
+    return Model(open_stages(model, backend=backend))
+
+
+def _clip(video: Clip | str | Path | np.ndarray) -> Clip:
+    """Whatever was given as a clip, checked."""
+    if isinstance(video, str | Path):
+        return read_clip(Path(video))
+    clip = Clip(video, ARRAY_FPS) if isinstance(video, np.ndarray) else video
+    frames = clip.frames
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise GenPropError(
+            f"the video is {frames.dtype} of shape {list(frames.shape)}, expected uint8 [T, H, W, 3]",
+            "Give RGB frames from 0 to 255.",
+        )
+    if not frames.size:
+        raise GenPropError("the video holds no frames, expected at least one", "Give a video with pictures.")
+    return clip
+
+
+def _picture(edited: np.ndarray | str | Path) -> np.ndarray:
+    """The edited frame as an array, checked; its size is `check_edited`'s business."""
+    if isinstance(edited, str | Path):
+        return read_image(Path(edited))
+    if edited.dtype != np.uint8 or edited.ndim != 3 or edited.shape[-1] != 3:
+        raise GenPropError(
+            f"the edited frame is {edited.dtype} of shape {list(edited.shape)}, expected uint8 [H, W, 3]",
+            "Give RGB from 0 to 255.",
+        )
+    return edited

@@ -1,0 +1,183 @@
+"""One window of a clip at the model's own size: encode, sample, decode, each of them timed.
+
+Everything that turns frames into frames is here, for any backend; what a person's video needs besides
+(its size, its length, compositing) is `propagate`'s. The evaluation measures this function.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from genprop.edm import Guided, NetDenoiser, karras_sigmas
+from genprop.errors import GenPropError
+from genprop.runtime.backends import Stages
+from genprop.sampling import consistency, euler
+from genprop.types import Cond, Net, NetOut
+
+FEW = 4
+"""A student takes its most steps up to this many where none are asked for."""
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """One sampled window, on the device of the stages.
+
+    Attributes:
+        frames: `[1, T, 3, H, W]` in about [-1, 1]; the first is the edited frame, given.
+        mask_logits: `[1, T, 1, h, w]`.
+        latents: the scaled x0 that was decoded, `[1, T, C, h, w]`.
+        seconds: of encode, denoise and decode, and their total.
+        evaluations: how often the network ran.
+    """
+
+    frames: Tensor
+    mask_logits: Tensor
+    latents: Tensor
+    seconds: dict[str, float]
+    evaluations: int
+
+
+def schedule(stages: Stages, steps: int | None) -> Tensor:
+    """The sigmas of a sampling, float32 `[N + 1]`, the last of them 0.
+
+    A teacher takes any number of Karras' nodes; a student only the schedules its bundle holds.
+
+    Raises:
+        GenPropError: a number of steps below 1, or one that the student does not know.
+    """
+    if stages.kind == "teacher":
+        sampling = stages.config.sampling
+        count = sampling.steps if steps is None else steps
+        if count < 1:
+            raise GenPropError(f"steps is {count}, expected at least 1", f"{sampling.steps} is usual.")
+        return karras_sigmas(
+            count, sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, rho=sampling.rho
+        )
+    if not stages.sigmas:
+        raise GenPropError("the student's bundle holds no sigmas, expected them for each number of steps")
+    known = sorted(stages.sigmas)
+    if steps is None:
+        steps = max((n for n in known if n <= FEW), default=known[0])
+    if steps not in stages.sigmas:
+        raise GenPropError(
+            f"the student does not know {steps} steps, expected one of {', '.join(map(str, known))}",
+            "Choose one of these; the teacher takes any number.",
+        )
+    return torch.tensor([*stages.sigmas[steps], 0.0], dtype=torch.float32)
+
+
+def evaluations_of(stages: Stages, steps: int | None) -> int:
+    """How often the network runs for one window: once a step, twice where guidance is on (a teacher)."""
+    return (len(schedule(stages, steps)) - 1) * (2 if stages.kind == "teacher" else 1)
+
+
+@torch.no_grad()
+def sample_window(
+    stages: Stages,
+    source: Tensor,
+    edited: Tensor,
+    *,
+    steps: int | None = None,
+    generator: torch.Generator,
+    noise: Tensor | None = None,
+    deterministic: bool = False,
+    evaluated: Callable[[], None] | None = None,
+) -> WindowResult:
+    """Sample one window at the model's size.
+
+    The generator is drawn from in the order of diffusers' pipeline for SVD: the augmentation of the
+    first frame, then the noise of the latents, then (a student) the fresh noise of each further step.
+
+    Args:
+        source: the original frames, `[1, T, 3, H, W]` in [-1, 1].
+        edited: the edited first frame, `[1, 3, H, W]` in [-1, 1].
+        steps: see `schedule`.
+        noise: standard normal `[1, T, C, h, w]` to start from, instead of the generator's.
+        deterministic: a student follows the ODE instead of drawing fresh noise, as a teacher does anyway.
+        evaluated: called after each evaluation of the network.
+    """
+    clip = stages.config.clip
+    assert source.shape == (1, clip.frames, 3, clip.height, clip.width) and edited.shape == source[:, 0].shape
+    device = stages.device
+    source, edited = source.to(device), edited.to(device)
+    sigmas = schedule(stages, steps)
+    clock = _Clock(device)
+    net = _Counted(stages.net, evaluated)
+
+    with clock.stage("encode"):
+        augmented = edited + clip.noise_aug * _randn(edited.shape, generator, device)
+        cond = Cond(
+            first=stages.encode(augmented[:, None]).expand(-1, clip.frames, -1, -1, -1).contiguous(),
+            source=stages.encode(source) * stages.scaling_factor,
+            image_embedding=stages.embed(edited),
+            added_time_ids=torch.tensor([[clip.fps - 1, clip.motion_bucket, clip.noise_aug]], device=device),
+        )
+    noise = _randn(cond.source.shape, generator, device) if noise is None else noise.to(device)
+    with clock.stage("denoise"):
+        denoiser = NetDenoiser(net)
+        if stages.kind == "teacher":
+            sampling = stages.config.sampling
+            guided = Guided(denoiser, sampling.guidance_min, sampling.guidance_max)
+            latents, mask_logits = euler(guided, noise, sigmas, cond)
+        else:
+            fresh = None if deterministic else generator
+            latents, mask_logits = consistency(denoiser, noise, sigmas, cond, generator=fresh)
+    with clock.stage("decode"):
+        decoded = stages.decode(latents)
+    frames = torch.cat([edited[:, None], decoded[:, 1:].float()], dim=1)
+    seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
+    return WindowResult(frames, mask_logits, latents, seconds, net.evaluations)
+
+
+@dataclass
+class _Counted:
+    """A network that counts its evaluations."""
+
+    net: Net
+    evaluated: Callable[[], None] | None = None
+    evaluations: int = 0
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        first: Tensor,
+        source: Tensor,
+        image_embedding: Tensor,
+        added_time_ids: Tensor,
+    ) -> NetOut:
+        out = self.net(sample, timestep, first, source, image_embedding, added_time_ids)
+        self.evaluations += 1
+        if self.evaluated is not None:
+            self.evaluated()
+        return out
+
+
+@dataclass
+class _Clock:
+    """Wall time by stage. A GPU runs behind the program and is waited for at both ends."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = self._now()
+        yield
+        self.seconds[name] = self._now() - began
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _randn(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Drawn where the generator is, so that a seed means the same on every device."""
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)

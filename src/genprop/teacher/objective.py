@@ -1,0 +1,88 @@
+"""What the teacher learns: the edit of one frame, carried through the clip (GenProp 3.2 and 3.3).
+
+The content encoder reads the original clip, the target is the edited one, and the image condition is
+dropped in some samples, so that guidance has its branch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genprop.config import Config
+from genprop.data.latents import Batch
+from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
+from genprop.latents import ImageEncoder
+from genprop.teacher.base import drop_condition
+from genprop.teacher.losses import gradient_loss, latent_mask, mask_iou, mask_loss, region_terms
+from genprop.teacher.net import GenPropNet, Parts
+from genprop.types import Cond
+
+
+class Inputs(NamedTuple):
+    """A batch as the network wants it: float32, condition, and the mask on the latent grid."""
+
+    target: Tensor
+    cond: Cond
+    mask: Tensor
+
+
+class TeacherObjective(nn.Module):
+    """Denoising in v-prediction with the region-aware loss.
+
+    Args:
+        net: content encoder, injections and mask decoder train; the backbone is frozen.
+        image_encoder: frozen.
+    """
+
+    def __init__(self, net: GenPropNet, image_encoder: ImageEncoder, config: Config) -> None:
+        super().__init__()
+        self.net, self.image_encoder, self.config = net, image_encoder, config
+
+    def inputs(self, batch: Batch, generator: torch.Generator | None) -> Inputs:
+        """A batch from the latent cache; with a generator, the image condition of some is dropped."""
+        target, source = batch["target"].float(), batch["source"].float()
+        first = batch["first"].float().unsqueeze(1).expand_as(target)
+        with torch.no_grad():
+            embedding = self.image_encoder.embed(batch["image"].float())
+        if generator is not None:
+            first, embedding = drop_condition(first, embedding, self.config.noise.drop, generator)
+        mask = latent_mask(batch["mask"], tuple(target.shape[-2:]), kind=self.config.loss.downsample)
+        return Inputs(target, Cond(first, source, embedding, batch["added_time_ids"].float()), mask)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        inputs = self.inputs(batch, generator)
+        target, cond, noise = inputs.target, inputs.cond, self.config.noise
+        device = target.device
+        sigma = sample_sigma(len(target), mean=noise.mean, std=noise.std, generator=generator)
+        x = add_noise(target, torch.randn(target.shape, generator=generator, device=device), sigma)
+        p = precondition(sigma)
+        parts = self.net.parts(
+            p.c_in * x, p.c_noise, cond.first, cond.source, cond.image_embedding, cond.added_time_ids
+        )
+        error = parts.out.velocity.float() - velocity_target(target, x, sigma)
+        return self.terms(parts, error, inputs, generator)
+
+    def terms(
+        self, parts: Parts, error: Tensor, inputs: Inputs, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The region-aware loss of an error, be it of a velocity or of an x0."""
+        loss = self.config.loss
+        terms = region_terms(error, inputs.mask, loss)
+        terms["mpd"] = mask_loss(parts.out.mask_logits, inputs.mask, kind=loss.mpd_kind)
+        total = terms["region"] + loss.mpd * terms["mpd"]
+        if loss.gradient:
+            terms["gradient"] = gradient_loss(
+                lambda source: self.net.sce(parts.stem, source, inputs.cond.first).features_nchw,
+                inputs.cond.source,
+                inputs.mask,
+                step=loss.gradient_step,
+                generator=generator,
+                at_source=parts.sce.features_nchw,
+            )
+            total = total + loss.gradient * terms["gradient"]
+        terms["iou"] = mask_iou(parts.out.mask_logits.detach(), inputs.mask)
+        terms["injection_ratio"] = parts.injection_ratio
+        return {"loss": total, **terms}

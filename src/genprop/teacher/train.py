@@ -1,0 +1,227 @@
+"""The three trainings of `genprop train`: autoencoder, backbone, teacher.
+
+Each builds its modules, its data and its validation, hands them to `fit`, and writes what it made. At
+full size only the last is used. Everything is a function of the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+
+from genprop.bundle import Bundle, write_bundle
+from genprop.config import Config
+from genprop.data.latents import Batch, LatentFolder, encode_dataset, render_frames
+from genprop.data.procedural import ProceduralClips
+from genprop.data.triplets import TripletFolder
+from genprop.edm import Guided, NetDenoiser, karras_sigmas
+from genprop.latents import Autoencoder
+from genprop.loop import fit
+from genprop.pixels import to_pixels, to_uint8
+from genprop.sampling import euler
+from genprop.sheet import contact_sheet
+from genprop.teacher.base import (
+    AutoencoderObjective,
+    BackboneObjective,
+    Base,
+    load_base,
+    new_base,
+    save_base,
+    start_from_pca,
+)
+from genprop.teacher.losses import mask_iou, region_terms
+from genprop.teacher.net import GenPropNet
+from genprop.teacher.objective import TeacherObjective
+from genprop.types import EditSample
+
+Stage = Literal["autoencoder", "backbone", "teacher"]
+
+VALIDATION_SEED = 1_000_003
+"""Added to the data seed for held-out samples."""
+
+PROCEDURAL = "procedural"
+
+
+def edit_samples(source: str | Path, config: Config, *, count: int, seed: int) -> Dataset[EditSample]:
+    """The samples that `--data` names: `procedural`, or a folder of triplets."""
+    clip = config.clip
+    if str(source) == PROCEDURAL:
+        return ProceduralClips(count, seed, frames=clip.frames, height=clip.height, width=clip.width)
+    return TripletFolder(Path(source), frames=clip.frames, height=clip.height, width=clip.width, seed=seed)
+
+
+def latent_samples(
+    source: str | Path, config: Config, base: Base, folder: Path, *, workers: int
+) -> tuple[Dataset[dict[str, Any]], Batch]:
+    """Training samples and one held-out batch, encoded into `folder` (or read, where `source` holds them)."""
+    if (Path(source) / "index.json").is_file():
+        everything = LatentFolder(Path(source))
+    else:
+        samples = edit_samples(
+            source, config, count=config.data.count + config.data.validation, seed=config.data.seed
+        )
+        everything = encode_dataset(
+            samples,
+            folder,
+            base.autoencoder,
+            base.image_encoder,
+            config.clip,
+            seed=config.data.seed,
+            workers=workers,
+        )
+    held_out = min(config.data.validation, max(1, len(everything) // 10))
+    training = len(everything) - held_out
+    batch = default_collate([everything[i] for i in range(training, len(everything))])
+    return Subset(everything, range(training)), batch
+
+
+def train(
+    stage: Stage, config: Config, *, data: str | Path, base: str | Path | None, out: Path, resume: bool = False
+) -> dict[str, Any]:
+    """Run one stage; `out/base` or `out/teacher` is what it made.
+
+    Args:
+        data: `procedural`, a folder of triplets, or a folder of encoded samples.
+        base: the base to go on from; None for the autoencoder, which starts one.
+    """
+    if stage == "autoencoder":
+        return train_autoencoder(config, base=base, out=out, resume=resume)
+    assert base is not None
+    loaded = load_base(base)
+    samples, held_out = latent_samples(
+        data, config, loaded, out / "latents", workers=getattr(config, stage).workers
+    )
+    if stage == "backbone":
+        return train_backbone(config, loaded, samples, held_out, out=out, resume=resume)
+    return train_teacher(config, loaded, samples, held_out, base_path=base, out=out, resume=resume)
+
+
+def train_autoencoder(
+    config: Config, *, base: str | Path | None, out: Path, resume: bool
+) -> dict[str, Any]:
+    """Train the autoencoder on procedural frames; its scaling factor is set to give unit variance."""
+    settings = config.autoencoder
+    size = {"frames": 1, "height": config.clip.height, "width": config.clip.width}
+    training = render_frames(ProceduralClips(config.data.count, config.data.seed, **size), workers=2)
+    held_out = render_frames(ProceduralClips(64, config.data.seed + VALIDATION_SEED, **size), workers=0)
+    made = load_base(base) if base is not None else new_base(config.base, seed=settings.seed)
+    if base is None:
+        start_from_pca(made.autoencoder, training[:1000])
+    made.autoencoder.requires_grad_(True)
+    objective = AutoencoderObjective(made.autoencoder)
+
+    def validate(step: int) -> tuple[dict[str, float], np.ndarray]:
+        terms = objective(held_out, torch.Generator().manual_seed(0))
+        shown = held_out[:8]
+        decoded = to_uint8(made.autoencoder.decode(made.autoencoder.encode_scaled(to_pixels(shown)[None])))
+        return numbers(terms), contact_sheet([("truth", shown.numpy()), ("decoded", decoded[0].numpy())])
+
+    summary = fit(
+        objective,
+        TensorDataset(training),
+        settings,
+        out,
+        collate=lambda items: torch.stack([item[0] for item in items]),
+        validate=validate,
+        resume=resume,
+    )
+    with torch.no_grad():
+        deviation = float(made.autoencoder.encode(to_pixels(held_out)[None]).std())
+    made.autoencoder.vae.register_to_config(scaling_factor=1 / deviation)
+    save_base(made, out / "base", dtype=config.base.dtype)
+    return summary
+
+
+def train_backbone(
+    config: Config, base: Base, samples: Dataset[Any], held_out: Batch, *, out: Path, resume: bool
+) -> dict[str, Any]:
+    """Train backbone and image encoder as an image-to-video model."""
+    base.backbone.requires_grad_(True)
+    base.image_encoder.requires_grad_(True)
+    objective = BackboneObjective(base.backbone, base.image_encoder, config)
+
+    def validate(step: int) -> tuple[dict[str, float], None]:
+        terms = [numbers(objective(held_out, torch.Generator().manual_seed(seed))) for seed in range(4)]
+        return {name: float(np.mean([t[name] for t in terms])) for name in terms[0]}, None
+
+    summary = fit(objective, samples, config.backbone, out, validate=validate, resume=resume)
+    save_base(base, out / "base", dtype=config.base.dtype)
+    return summary
+
+
+def train_teacher(
+    config: Config,
+    base: Base,
+    samples: Dataset[Any],
+    held_out: Batch,
+    *,
+    base_path: str | Path,
+    out: Path,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train content encoder, injections and mask decoder over the frozen base."""
+    net = GenPropNet(base.backbone, config.net)
+    objective = TeacherObjective(net, base.image_encoder, config)
+    sampling = config.sampling
+    denoiser = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
+    sigmas = karras_sigmas(10, sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, rho=sampling.rho)
+
+    def sample(noise: Tensor, objective: TeacherObjective) -> tuple[Tensor, Tensor]:
+        return euler(denoiser, noise, sigmas, objective.inputs(held_out, None).cond)
+
+    summary = fit(
+        objective,
+        samples,
+        config.teacher,
+        out,
+        validate=sampled_validation(objective, held_out, base.autoencoder, sample),
+        resume=resume,
+    )
+    write_teacher(net, config, base_path, out / "teacher")
+    return summary
+
+
+def write_teacher(net: GenPropNet, config: Config, base: str | Path, folder: Path) -> Bundle:
+    """A teacher's bundle: what was trained, and the name of the base."""
+    tensors = {n: v for n, v in net.state_dict().items() if not n.startswith("backbone.")}
+    return write_bundle(
+        folder, kind="teacher", config=config, base=base, tensors=tensors, dtype=config.base.dtype
+    )
+
+
+def sampled_validation(
+    objective: TeacherObjective,
+    held_out: Batch,
+    autoencoder: Autoencoder,
+    sample: Callable[[Tensor, TeacherObjective], tuple[Tensor, Tensor]],
+) -> Callable[[int], tuple[dict[str, float], np.ndarray]]:
+    """Validation by sampling: latent error by region, mask IoU, and a contact sheet of two clips."""
+
+    def validate(step: int) -> tuple[dict[str, float], np.ndarray]:
+        inputs = objective.inputs(held_out, None)
+        noise = torch.randn(inputs.target.shape, generator=torch.Generator().manual_seed(0))
+        x0, logits = sample(noise.to(inputs.target.device), objective)
+        terms = region_terms((x0 - inputs.target)[:, 1:], inputs.mask[:, 1:], objective.config.loss)
+        scalars = {
+            "hole": float(terms["hole"]),
+            "keep": float(terms["keep"]),
+            "iou": float(mask_iou(logits[:, 1:], inputs.mask[:, 1:])),
+        }
+        rows = []
+        for name, latents in (("original", inputs.cond.source), ("truth", inputs.target), ("sample", x0)):
+            rows += [(f"{name} {i}", to_uint8(autoencoder.decode(latents[i : i + 1])[0]).numpy()) for i in (0, 1)]
+        rows += [(f"mask {i}", (logits[i, :, 0] > 0).numpy()) for i in (0, 1)]
+        return scalars, contact_sheet(sorted(rows, key=lambda row: row[0][-1]))
+
+    return validate
+
+
+def numbers(terms: dict[str, Tensor]) -> dict[str, float]:
+    """Scalar tensors as numbers."""
+    return {name: float(value) for name, value in terms.items()}

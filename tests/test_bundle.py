@@ -1,0 +1,206 @@
+"""Bundles: what is written is read back, and nothing damaged or half-written passes for one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from genprop.bundle import Bundle, base_sha256, check_base, locate, read_bundle, sha256, write_bundle
+from genprop.config import Config
+from genprop.errors import GenPropError
+
+SIGMAS = {1: (80.0,), 2: (80.0, 1.0)}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Something with weights in it: a bundle only hashes its base."""
+    folder = tmp_path / "base"
+    (folder / "unet").mkdir(parents=True)
+    save_file({"w": torch.ones(3)}, folder / "unet" / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def tensors(rng: torch.Generator) -> dict[str, Tensor]:
+    return {"sce.w": torch.randn(4, 3, generator=rng), "mpd.b": torch.randn(2, 5, generator=rng).t()}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, base: Path, tensors: dict[str, Tensor], small_config: Config) -> Bundle:
+    return write(tmp_path / "student", base, tensors, small_config)
+
+
+def write(folder: Path, base: Path, tensors: dict[str, Tensor], config: Config) -> Bundle:
+    def save_lora(lora: Path) -> None:
+        lora.mkdir()
+        (lora / "adapter_config.json").write_text("{}")
+
+    return write_bundle(
+        folder, kind="student", config=config, base=base, tensors=tensors, sigmas=SIGMAS, save_lora=save_lora
+    )
+
+
+def test_round_trip(bundle: Bundle, base: Path, tensors: dict[str, Tensor], small_config: Config) -> None:
+    read = read_bundle(bundle.folder)
+    assert read.card == bundle.card
+    assert (read.card.kind, read.card.config, read.card.sigmas) == ("student", small_config, SIGMAS)
+    assert read.card.base == "../base" and Path(read.base) == base.resolve()
+    assert read.lora == bundle.folder / "lora"
+    assert set(read.card.files) == {"net.safetensors", "lora/adapter_config.json"}
+    got = read.tensors()
+    assert got.keys() == tensors.keys()
+    assert all(torch.equal(got[k], tensors[k]) for k in tensors)
+    check_base(read)
+
+
+def test_a_bundle_and_its_base_may_be_moved_together(bundle: Bundle, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("student", "base"):
+        os.replace(tmp_path / name, moved / name)
+    check_base(read_bundle(moved / "student"))
+
+
+def test_a_hub_id_is_kept_as_it_is(tmp_path: Path, tensors: dict[str, Tensor], small_config: Config) -> None:
+    made = write_bundle(
+        tmp_path / "teacher", kind="teacher", config=small_config, base="some/model", tensors=tensors
+    )
+    assert (made.base, made.card.base_sha256, made.lora) == ("some/model", "", None)
+
+
+def test_tensors_are_stored_in_the_precision_asked_for(
+    tmp_path: Path, base: Path, tensors: dict[str, Tensor], small_config: Config
+) -> None:
+    made = write_bundle(
+        tmp_path / "half",
+        kind="teacher",
+        config=small_config,
+        base=base,
+        tensors=tensors,
+        dtype=torch.float16,
+    )
+    got = made.tensors()
+    assert all(
+        torch.equal(got[k], v.half().float()) and got[k].dtype == torch.float32 for k, v in tensors.items()
+    )
+
+
+def test_a_flipped_byte_is_found_and_both_hashes_named(bundle: Bundle) -> None:
+    file = bundle.folder / "net.safetensors"
+    expected, content = sha256(file), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(GenPropError) as caught:
+        read_bundle(bundle.folder)
+    assert "net.safetensors" in caught.value.message
+    assert expected[:16] in caught.value.message and sha256(file)[:16] in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "lora/adapter_config.json"])
+def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
+    (bundle.folder / name).unlink()
+    with pytest.raises(GenPropError, match=f"lacks {name}"):
+        read_bundle(bundle.folder)
+
+
+def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(GenPropError, match=r"has no bundle\.json"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format": 2}'])
+def test_an_unreadable_card_is_refused(bundle: Bundle, content: bytes) -> None:
+    (bundle.folder / "bundle.json").write_bytes(content)
+    with pytest.raises(GenPropError, match=r"bundle\.json cannot be read"):
+        read_bundle(bundle.folder)
+
+
+def test_another_base_is_refused(bundle: Bundle, base: Path) -> None:
+    before = base_sha256(base)
+    save_file({"w": torch.zeros(3)}, base / "unet" / "model.safetensors")
+    with pytest.raises(GenPropError) as caught:
+        check_base(read_bundle(bundle.folder))
+    assert before[:16] in caught.value.message and base_sha256(base)[:16] in caught.value.message
+
+
+def test_the_base_hash_knows_names_as_well_as_contents(base: Path) -> None:
+    before = base_sha256(base)
+    os.replace(base / "unet", base / "vae")
+    assert base_sha256(base) != before
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(GenPropError, match=r"no model named 'absent'.*tiny, tiny-teacher"):
+        read_bundle("absent")
+
+
+def test_embedded_names_are_folders_of_the_package() -> None:
+    assert [locate(n).name for n in ("tiny", "tiny-teacher", "tiny-base")] == ["student", "teacher", "base"]
+
+
+def test_a_failure_leaves_the_old_bundle_and_nothing_else(
+    bundle: Bundle, tmp_path: Path, base: Path, tensors: dict[str, Tensor], small_config: Config
+) -> None:
+    def broken(lora: Path) -> None:
+        lora.mkdir()
+        (lora / "adapter_config.json").write_text("half")
+        raise OSError("no space left on device")
+
+    def fail(folder: Path) -> None:
+        with pytest.raises(OSError, match="no space"):
+            write_bundle(
+                folder, kind="teacher", config=small_config, base=base, tensors=tensors, save_lora=broken
+            )
+
+    fail(bundle.folder)
+    fail(tmp_path / "new")
+    assert read_bundle(bundle.folder).card == bundle.card
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "student"]
+
+
+def test_a_failure_of_the_last_rename_leaves_the_old_bundle(
+    bundle: Bundle,
+    tmp_path: Path,
+    base: Path,
+    tensors: dict[str, Tensor],
+    small_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rename = os.replace
+
+    def fail_into_place(source: str | Path, target: str | Path) -> None:
+        if (Path(source) / "bundle.json").exists() and not (Path(source) / "lora").exists():
+            raise OSError("no space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_into_place)
+    with pytest.raises(OSError, match="no space"):
+        write_bundle(bundle.folder, kind="teacher", config=small_config, base=base, tensors=tensors)
+    assert read_bundle(bundle.folder).card == bundle.card
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "student"]
+
+
+def test_a_new_bundle_replaces_the_whole_of_the_old_one(
+    bundle: Bundle, base: Path, tensors: dict[str, Tensor], small_config: Config, tmp_path: Path
+) -> None:
+    made = write_bundle(bundle.folder, kind="teacher", config=small_config, base=base, tensors=tensors)
+    assert (made.card.kind, made.lora) == ("teacher", None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "student"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(
+    tmp_path: Path, base: Path, tensors: dict[str, Tensor], small_config: Config
+) -> None:
+    precious = tmp_path / "holiday"
+    precious.mkdir()
+    (precious / "photo.png").write_bytes(b"x")
+    with pytest.raises(GenPropError, match="holiday holds something that is not a bundle"):
+        write_bundle(precious, kind="teacher", config=small_config, base=base, tensors=tensors)
+    assert [p.name for p in precious.iterdir()] == ["photo.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "holiday"]
