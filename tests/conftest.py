@@ -169,7 +169,9 @@ def svd_pipeline() -> StableVideoDiffusionPipeline:
             num_frames=4,
         )
         vae = AutoencoderKLTemporalDecoder(
-            block_out_channels=(64, 64), down_block_types=("DownEncoderBlock2D",) * 2, sample_size=32
+            block_out_channels=(64, 64),  # type: ignore[arg-type]
+            down_block_types=("DownEncoderBlock2D",) * 2,  # type: ignore[arg-type]
+            sample_size=32,
         )
         clip = CLIPVisionModelWithProjection(
             CLIPVisionConfig(
@@ -201,7 +203,7 @@ def svd_pipeline() -> StableVideoDiffusionPipeline:
         image_encoder=clip.eval(),
         unet=unet.eval(),
         scheduler=scheduler,
-        feature_extractor=CLIPImageProcessorPil(),
+        feature_extractor=CLIPImageProcessorPil(),  # type: ignore[arg-type]
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

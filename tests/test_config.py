@@ -39,14 +39,12 @@ def test_overrides_reach_nested_values() -> None:
             "net.fusion=none",
             "teacher.precision='no'",
             "teacher.betas=[0.5, 0.6]",
-            "distill.sigmas.2=[80.0, 1.0]",
             "base.path=some/where",
             "base.unet.layers_per_block=2",
         ],
     )
     assert (after.teacher.steps, after.net.fusion, after.teacher.precision) == (12, "none", "no")
     assert after.teacher.betas == (0.5, 0.6)
-    assert after.distill.sigmas == {"2": (80.0, 1.0)}
     assert after.base.path == "some/where"
     assert after.base.unet is not None and after.base.unet["layers_per_block"] == 2
     assert after.backbone == before.backbone and after.clip == before.clip

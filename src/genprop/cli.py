@@ -81,20 +81,21 @@ def demo(
 ) -> None:
     """Remove objects from unseen clips with student and teacher, and compare."""
     from genprop.evaluate.protocol import run_demo
-    from genprop.evaluate.report import tables
+    from genprop.evaluate.report import Report, reference_table, table
 
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("demo", total=None)
 
-        def progress(what: str, done: int, total: int) -> None:
+        def progress(done: int, total: int, what: str) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        report = run_demo(clips=clips, seed=seed, student=model, teacher=teacher, out=out, progress=progress)
-    for table in tables(report):
-        stderr.print(table)
+        document = run_demo(clips=clips, seed=seed, student=model, teacher=teacher, out=out, progress=progress)
+    report = Report.model_validate(document)
+    stderr.print(reference_table(report))
+    stderr.print(table(report))
     stderr.print(f"look at {out / 'comparison.png'}")
     if as_json:
-        print_json(report)
+        print_json(document)
 
 
 @app.command()
