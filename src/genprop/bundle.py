@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class Card(Model):
     config: Config
     base: str
     base_sha256: str
-    sigmas: dict[int, tuple[float, ...]] = {}
+    sigmas: dict[int, tuple[float, ...]] = Field(default_factory=dict)
     files: dict[str, str]
 
 
@@ -98,7 +98,9 @@ def read_bundle(name: str | Path) -> Bundle:
     folder = locate(name)
     card_file = folder / "bundle.json"
     if not card_file.is_file():
-        raise GenPropError(f"{folder} is not a bundle: it has no bundle.json", "train or distil one, or use tiny")
+        raise GenPropError(
+            f"{folder} is not a bundle: it has no bundle.json", "train or distil one, or use tiny"
+        )
     try:
         card = Card.model_validate_json(card_file.read_bytes())
     except ValidationError as error:
@@ -142,7 +144,9 @@ def write_bundle(
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file({k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}, staging / "net.safetensors")
+        save_file(
+            {k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}, staging / "net.safetensors"
+        )
         if save_lora is not None:
             save_lora(staging / "lora")
         local = Path(base).is_dir()
@@ -214,6 +218,7 @@ def check_base(bundle: Bundle) -> None:
     expected = bundle.card.base_sha256
     if expected and (got := base_sha256(bundle.base)) != expected:
         raise GenPropError(
-            f"the base {bundle.base} has SHA-256 {got[:16]}…, but {bundle.folder} was trained on {expected[:16]}…",
+            f"the base {bundle.base} has SHA-256 {got[:16]}…, "
+            f"but {bundle.folder} was trained on {expected[:16]}…",
             "use the base that the bundle names",
         )

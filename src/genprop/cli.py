@@ -64,7 +64,9 @@ def main() -> None:
     try:
         app()
     except GenPropError as error:
-        stderr.print(f"error: {error.message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        stderr.print(
+            f"error: {error.message}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
         if error.hint:
             stderr.print(f"hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -89,7 +91,9 @@ def demo(
         def progress(done: int, total: int, what: str) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        document = run_demo(clips=clips, seed=seed, student=model, teacher=teacher, out=out, progress=progress)
+        document = run_demo(
+            clips=clips, seed=seed, student=model, teacher=teacher, out=out, progress=progress
+        )
     report = Report.model_validate(document)
     stderr.print(reference_table(report))
     stderr.print(table(report))
@@ -173,7 +177,8 @@ def train(
     name = base if base is not None else settings.base.path
     if name is None and stage is not Stage.autoencoder:
         raise GenPropError(
-            f"--stage {stage.value} needs a base, got none", "give --base DIR, for example runs/autoencoder/base"
+            f"--stage {stage.value} needs a base, got none",
+            "give --base DIR, for example runs/autoencoder/base",
         )
     folder = None if name is None else locate(name)
     summary = train_stage(stage.value, settings, data=data, base=folder, out=out, resume=resume)
@@ -216,7 +221,7 @@ def export(
     from genprop.export.onnx import export_onnx
 
     manifest = export_onnx(bundle, out)
-    stderr.print(f"{out}: {to.value}, worst error against PyTorch {manifest.parity.worst:.1e}")
+    stderr.print(f"{out}: {to.value}, worst error against PyTorch {manifest.worst:.1e}")
     if as_json:
         print_json(manifest.model_dump(mode="json"))
 

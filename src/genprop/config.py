@@ -71,7 +71,6 @@ class BaseConfig(Model):
     vae: dict[str, Any] | None = None
     image_encoder: dict[str, Any] | None = None
 
-
     @property
     def dtype(self) -> torch.dtype:
         return torch.float16 if self.store == "fp16" else torch.float32
@@ -174,7 +173,9 @@ class Config(Model):
 
 def presets() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in files("genprop.presets").iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in files("genprop.presets").iterdir() if p.name.endswith(".toml")
+    )
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -190,7 +191,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         content = path.read_bytes()
     else:
         raise GenPropError(
-            f"no preset or file named {str(source)!r}", f"presets are {', '.join(presets())}; else give a .toml file"
+            f"no preset or file named {str(source)!r}",
+            f"presets are {', '.join(presets())}; else give a .toml file",
         )
     try:
         table = tomllib.loads(content.decode())

@@ -11,6 +11,7 @@ the embedded model's does, which makes it cheap enough for two CPU cores. Pixels
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
@@ -77,16 +78,18 @@ class Autoencoder(nn.Module):
     def decode_window(self, latents: Tensor) -> Tensor:
         """Decode *unscaled* latents `[B, T, C, h, w]` as one window."""
         batch, frames = latents.shape[:2]
-        flat = latents.flatten(0, 1)
-        if isinstance(self.vae, AutoencoderKLTemporalDecoder):
-            decoded = self.vae.decode(flat, num_frames=frames, return_dict=False)[0]
-        else:
-            decoded = self.vae.decode(flat, return_dict=False)[0]
+        temporal = isinstance(self.vae, AutoencoderKLTemporalDecoder)
+        window: dict[str, Any] = {"num_frames": frames} if temporal else {}
+        vae: Any = self.vae
+        decoded = vae.decode(latents.flatten(0, 1), **window, return_dict=False)[0]
         return F.pixel_shuffle(decoded, self.patch).unflatten(0, (batch, frames))
 
 
 class ImageEncoder(nn.Module):
     """The CLIP tower that gives SVD its image embedding, preprocessing included."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, clip: CLIPVisionModelWithProjection) -> None:
         super().__init__()
@@ -96,7 +99,9 @@ class ImageEncoder(nn.Module):
 
     @property
     def size(self) -> int:
-        return int(self.clip.config.image_size)
+        size = self.clip.config.image_size
+        assert isinstance(size, int)
+        return size
 
     def preprocess(self, frame: Tensor) -> Tensor:
         """What the tower sees. `[B, 3, H, W]` in [-1, 1] to `[B, 3, size, size]`.

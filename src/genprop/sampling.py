@@ -6,6 +6,7 @@ one of the last evaluation, which sees the least noise. N evaluations of the den
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
 import torch
@@ -48,7 +49,7 @@ def euler(
     """The deterministic Euler sampler of the ODE; how the teacher samples. `generator` is not used."""
     x = start(noise, sigmas[0])
     mask_logits = x.new_zeros(())
-    for sigma, to in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, to in itertools.pairwise(sigmas):
         x0, mask_logits = denoiser(x, sigma.expand(len(x)).to(x.device), cond)
         x = euler_step(x, x0, sigma.to(x.device), to.to(x.device))
     return x, mask_logits
@@ -71,7 +72,7 @@ def consistency(
         return euler(denoiser, noise, sigmas, cond)
     x = start(noise, sigmas[0])
     x0, mask_logits = x, x.new_zeros(())
-    for sigma, to in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, to in itertools.pairwise(sigmas):
         x0, mask_logits = denoiser(x, sigma.expand(len(x)).to(x.device), cond)
         fresh = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
         x = x0 + to.to(x.device) * fresh

@@ -161,9 +161,7 @@ def test_the_whole_rest_of_the_trajectory_is_the_euler_endpoint():
 def test_each_sample_goes_on_from_its_own_node():
     sigmas = torch.tensor([10.0, 1.0, 0.1, 0.0])
     x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
-    both = teacher_target(
-        gaussian_teacher, identity, x, torch.tensor([0, 2]), sigmas, conditions(2), steps=1
-    )
+    both = teacher_target(gaussian_teacher, identity, x, torch.tensor([0, 2]), sigmas, conditions(2), steps=1)
     for i, node in enumerate((0, 2)):
         alone = teacher_target(
             gaussian_teacher, identity, x[i : i + 1], torch.tensor([node]), sigmas, conditions(1), steps=1

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
-from genprop.config import BaseConfig, ClipConfig, Config, SamplingConfig
+from genprop.config import ClipConfig, Config, SamplingConfig
 from genprop.edm import karras_sigmas
 from genprop.errors import GenPropError
 from genprop.export.onnx import Decoder, Encoder, export_graph
@@ -38,9 +38,8 @@ def stages(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> St
     folder = tmp_path_factory.mktemp("graphs")
     # Without the convolutions and the attention that only cost capture time.
     lean = {"use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": False}
-    base = new_base(
-        BaseConfig(**{**dict(small_config.base), "vae": {**(small_config.base.vae or {}), **lean}}), seed=0
-    )
+    vae = {**(small_config.base.vae or {}), **lean}
+    base = new_base(small_config.base.model_copy(update={"vae": vae}), seed=0)
     specs = graph_specs(small_config.clip, latent_channels=4, embedding_width=32, downsampling=2)
     modules = {
         ENCODER: Encoder(base.autoencoder),

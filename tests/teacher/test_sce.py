@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genprop.config import Config, NetConfig
+from genprop.errors import GenPropError
 from genprop.teacher.base import Base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.sce import Injection, SelectiveContentEncoder
@@ -154,5 +155,5 @@ def test_it_reads_the_source_and_the_first_frame_and_the_noise_only_when_fused(
 
 
 def test_more_blocks_than_the_backbone_has_are_refused(small_base: Base) -> None:
-    with pytest.raises(ValueError, match="sce_blocks is 3, but the backbone has 2"):
+    with pytest.raises(GenPropError, match="sce_blocks is 3, but the backbone has 2"):
         SelectiveContentEncoder(small_base.backbone, NetConfig(sce_blocks=3))

@@ -6,6 +6,7 @@ kept: a folder of safetensors shards, float16, with an index that names the auto
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -88,6 +89,7 @@ def encode_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     count = len(dataset)  # type: ignore[arg-type]
     index = {"count": count, "seed": seed, "clip": clip.model_dump(), "autoencoder": fingerprint(autoencoder)}
+    index["image_size"] = image_encoder.size
     path = folder / "index.json"
     if path.exists():
         found = json.loads(path.read_text())
@@ -96,7 +98,9 @@ def encode_dataset(
                 f"{folder} holds latents of another run: got {found}, expected {index}", "use another folder"
             )
     else:
-        path.write_text(json.dumps(index, indent=1))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(index, indent=1))
+        os.replace(temporary, path)
     for shard in range(0, count, SHARD):
         file = folder / f"{shard:06d}.safetensors"
         if file.exists():
@@ -120,10 +124,10 @@ def encode_dataset(
 
 def fingerprint(autoencoder: Autoencoder) -> str:
     """The SHA-256 of the autoencoder's encoder and scaling factor: what latents depend on."""
-    import hashlib
-
     digest = hashlib.sha256(str(autoencoder.scaling_factor).encode())
-    for name, value in sorted(autoencoder.vae.encoder.state_dict().items()):
+    parts = ("encoder.", "quant_conv.")
+    weights = {k: v for k, v in autoencoder.vae.state_dict().items() if k.startswith(parts)}
+    for name, value in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -138,6 +142,12 @@ class LatentFolder(Dataset[dict[str, Any]]):
             raise GenPropError(f"no encoded samples in {folder}", "encode some with `genprop data encode`")
         shards = [load_file(file) for file in files]
         self.samples: Batch = {k: torch.cat([s[k] for s in shards]) for k in shards[0]}
+        expected = json.loads((folder / "index.json").read_text())["count"]
+        if len(self) != expected:
+            raise GenPropError(
+                f"{folder} has {len(self)} encoded samples, expected {expected}",
+                "run the same `genprop data encode` again: it goes on where it stopped",
+            )
 
     def __len__(self) -> int:
         return len(self.samples["target"])

@@ -45,7 +45,8 @@ def search(
         candidates: sigmas below `sigma_max` that may be used.
     """
     chosen: tuple[float, ...] = (sigma_max,)
-    schedules, errors = {1: chosen}, {1: error(denoiser, chosen, inputs)}
+    schedules: dict[int, tuple[float, ...]] = {1: chosen}
+    errors = {1: error(denoiser, chosen, inputs)}
     for count in range(2, max(steps) + 1):
         trials = {}
         for sigma in candidates.tolist():

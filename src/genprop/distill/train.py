@@ -53,7 +53,9 @@ def distill(
         )
     bundle, net, base = load_model(teacher)
     if bundle.card.kind != "teacher":
-        raise GenPropError(f"{teacher} is a {bundle.card.kind}, expected a teacher", "give the teacher's bundle")
+        raise GenPropError(
+            f"{teacher} is a {bundle.card.kind}, expected a teacher", "give the teacher's bundle"
+        )
     rank, sampling = config.distill.adapter_rank, config.sampling
     samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
@@ -80,7 +82,9 @@ def distill(
     summary = fit(objective, trajectories, config.student, out, validate=validate, resume=resume)
     if config.distill.refine_steps:
         refining = config.student.model_copy(update={"steps": config.distill.refine_steps})
-        summary["refine"] = fit(objective, samples, refining, out / "refine", validate=validate, resume=resume)
+        summary["refine"] = fit(
+            objective, samples, refining, out / "refine", validate=validate, resume=resume
+        )
 
     student.eval()
     candidates = karras_sigmas(24, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]

@@ -71,7 +71,7 @@ def make_trajectories(
 
 
 class Trajectories(Dataset[Batch]):
-    """Samples with the teacher's trajectory beside them: a `Batch` with `trajectory` `[N + 1, T, C, h, w]`."""
+    """A `Batch` with the teacher's trajectory beside it: `trajectory` `[N + 1, T, C, h, w]`."""
 
     def __init__(self, folder: Path, samples: Dataset[dict[str, Any]]) -> None:
         shards = [load_file(file)["trajectory"] for file in sorted(folder.glob("*.safetensors"))]

@@ -87,11 +87,11 @@ def measure_graph(
     file: Path, module: nn.Module, spec: GraphSpec, *, sigmas: tuple[float, ...], chunk: int
 ) -> Iterator[Parity]:
     """The errors of one graph: by sigma for the denoiser, by number of frames for the autoencoder."""
-    from onnxruntime import InferenceSession, SessionOptions
+    import onnxruntime
 
-    options = SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [tensor.name for tensor in spec.outputs]
 
     def error(inputs: tuple[Tensor, ...]) -> float:

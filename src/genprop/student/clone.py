@@ -32,9 +32,18 @@ def clone(teacher: GenPropNet, *, rank: int) -> GenPropNet:
 
 
 def lora_targets(backbone: nn.Module) -> list[str]:
-    """Names of the layers that get a LoRA: every linear layer and 2d or 3d convolution."""
+    """Names of the layers that get a LoRA: every linear layer and 2d or 3d convolution that can learn.
+
+    The image embedding is one token, so a softmax over it is 1: queries and keys of the cross-attention
+    have no effect.
+    """
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-    return [name for name, module in backbone.named_modules() if isinstance(module, kinds)]
+    without_effect = ("attn2.to_q", "attn2.to_k")
+    return [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, kinds) and not name.endswith(without_effect)
+    ]
 
 
 def add_lora(net: GenPropNet, *, rank: int) -> None:
@@ -55,14 +64,15 @@ def has_lora(net: GenPropNet) -> bool:
 def save_lora(net: GenPropNet, folder: Path, *, rank: int, dtype: torch.dtype = torch.float32) -> None:
     """The LoRA in peft's layout: `adapter_config.json` and `adapter_model.safetensors`."""
     from peft import LoraConfig, get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     state = get_peft_model_state_dict(net.backbone)
     prefixed = {f"base_model.model.{k}": v.detach().to(dtype).contiguous() for k, v in state.items()}
     save_file(prefixed, folder / "adapter_model.safetensors")
-    targets = [n.removesuffix(".base_layer") for n in lora_targets(net.backbone) if ".lora_" not in n]
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(set(targets)), inference_mode=True)
+    layers = [n for n, m in net.backbone.named_modules() if isinstance(m, BaseTunerLayer)]
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, inference_mode=True)
     config.save_pretrained(str(folder))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
@@ -70,7 +70,9 @@ def start_from_pca(autoencoder: Autoencoder, frames: Tensor) -> None:
         frames: uint8 `[N, H, W, 3]`.
     """
     vae, patch, constant = autoencoder.vae, autoencoder.patch, 40.0
-    encoder, decoder, count = vae.encoder, vae.decoder, vae.config["latent_channels"]
+    encoder: Any = vae.encoder  # upstream's layers are not typed
+    decoder: Any = vae.decoder
+    count = vae.config["latent_channels"]
     width = vae.config["block_out_channels"][0]
     samples = F.pixel_unshuffle(to_pixels(frames), patch).movedim(1, -1).flatten(0, 2)
     mean = samples.mean(0)
@@ -197,6 +199,7 @@ def new_base(config: BaseConfig, *, seed: int) -> Base:
 
 def save_base(base: Base, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write `base` in diffusers' layout. With float16 the stored numbers are rounded; the modules are not."""
-    copies = (copy.deepcopy(m).to(dtype) for m in (base.backbone, base.autoencoder.vae, base.image_encoder.clip))
-    for module, part in zip(copies, ("unet", "vae", "image_encoder"), strict=True):
-        module.save_pretrained(folder / part)
+    modules = {"unet": base.backbone, "vae": base.autoencoder.vae, "image_encoder": base.image_encoder.clip}
+    for part, module in modules.items():
+        stored: Any = copy.deepcopy(module)
+        stored.to(dtype).save_pretrained(folder / part)

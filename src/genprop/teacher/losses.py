@@ -53,7 +53,13 @@ def region_terms(error_btchw: Tensor, mask_bt1hw: Tensor, config: LossConfig) ->
         hole = inside.sum() / (mask_bt1hw.sum() * channels).clamp(min=1e-6)
         keep = outside.sum() / ((1 - mask_bt1hw).sum() * channels).clamp(min=1e-6)
     nonmask, mask = outside.mean(), inside.mean()
-    return {"nonmask": nonmask, "mask": mask, "region": nonmask + config.mask * mask, "hole": hole, "keep": keep}
+    return {
+        "nonmask": nonmask,
+        "mask": mask,
+        "region": nonmask + config.mask * mask,
+        "hole": hole,
+        "keep": keep,
+    }
 
 
 def gradient_loss(

@@ -49,7 +49,9 @@ class TeacherObjective(nn.Module):
             embedding = self.image_encoder.embed(batch["image"].float())
         if generator is not None:
             first, embedding = drop_condition(first, embedding, self.config.noise.drop, generator)
-        mask = latent_mask(batch["mask"], tuple(target.shape[-2:]), kind=self.config.loss.downsample)
+        mask = latent_mask(
+            batch["mask"], (target.shape[-2], target.shape[-1]), kind=self.config.loss.downsample
+        )
         return Inputs(target, Cond(first, source, embedding, batch["added_time_ids"].float()), mask)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

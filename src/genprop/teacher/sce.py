@@ -11,12 +11,13 @@ Legend: as in `unet.py`.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from genprop.config import NetConfig
+from genprop.errors import GenPropError
 from genprop.teacher.unet import Backbone, Stem, run_block
 
 
@@ -40,7 +41,8 @@ class Injection(nn.Module):
         self.norm = nn.GroupNorm(32, channels) if norm else nn.Identity()
         self.conv = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, features_nchw: Tensor) -> Tensor:
         return self.conv(self.norm(features_nchw))
@@ -51,9 +53,12 @@ class SelectiveContentEncoder(nn.Module):
 
     def __init__(self, backbone: Backbone, config: NetConfig) -> None:
         super().__init__()
-        blocks = len(backbone.down_blocks)
-        if config.sce_blocks > blocks:
-            raise ValueError(f"sce_blocks is {config.sce_blocks}, but the backbone has {blocks} down blocks")
+        available = len(backbone.down_blocks)
+        if config.sce_blocks > available:
+            raise GenPropError(
+                f"net.sce_blocks is {config.sce_blocks}, but the backbone has {available} down blocks",
+                "set net.sce_blocks to at most that",
+            )
         self.injection = config.injection
         self.conv_in = copy.deepcopy(backbone.conv_in)
         self.down_blocks = copy.deepcopy(backbone.down_blocks[: config.sce_blocks])
@@ -64,7 +69,8 @@ class SelectiveContentEncoder(nn.Module):
             channels = list(block_channels)
         else:
             channels = [stem_channels]
-            for block, width in zip(self.down_blocks, block_channels, strict=True):
+            blocks: Any = self.down_blocks  # upstream's, of either kind
+            for block, width in zip(blocks, block_channels, strict=True):
                 channels += [width] * (len(block.resnets) + (block.downsamplers is not None))
         self.injections = nn.ModuleList(Injection(c, norm=config.injection_norm) for c in channels)
         self.requires_grad_(True)

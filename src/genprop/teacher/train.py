@@ -82,7 +82,13 @@ def latent_samples(
 
 
 def train(
-    stage: Stage, config: Config, *, data: str | Path, base: str | Path | None, out: Path, resume: bool = False
+    stage: Stage,
+    config: Config,
+    *,
+    data: str | Path,
+    base: str | Path | None,
+    out: Path,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Run one stage; `out/base` or `out/teacher` is what it made.
 
@@ -102,9 +108,7 @@ def train(
     return train_teacher(config, loaded, samples, held_out, base_path=base, out=out, resume=resume)
 
 
-def train_autoencoder(
-    config: Config, *, base: str | Path | None, out: Path, resume: bool
-) -> dict[str, Any]:
+def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, resume: bool) -> dict[str, Any]:
     """Train the autoencoder on procedural frames; its scaling factor is set to give unit variance."""
     settings = config.autoencoder
     size = {"frames": 1, "height": config.clip.height, "width": config.clip.width}
@@ -215,7 +219,9 @@ def sampled_validation(
         }
         rows = []
         for name, latents in (("original", inputs.cond.source), ("truth", inputs.target), ("sample", x0)):
-            rows += [(f"{name} {i}", to_uint8(autoencoder.decode(latents[i : i + 1])[0]).numpy()) for i in (0, 1)]
+            rows += [
+                (f"{name} {i}", to_uint8(autoencoder.decode(latents[i : i + 1])[0]).numpy()) for i in (0, 1)
+            ]
         rows += [(f"mask {i}", (logits[i, :, 0] > 0).numpy()) for i in (0, 1)]
         return scalars, contact_sheet(sorted(rows, key=lambda row: row[0][-1]))
 

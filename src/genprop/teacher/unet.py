@@ -11,7 +11,7 @@ Legend: b batch, t frames, n = b*t, c channels, h w latent grid, d embedding wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -47,9 +47,7 @@ def run_block(block: nn.Module, hidden: Tensor, stem: Stem) -> tuple[Tensor, tup
             encoder_hidden_states=stem.image_embedding_n1d,
             image_only_indicator=stem.image_only_bt,
         )
-    return block(
-        hidden_states=hidden, temb=stem.time_embedding_nd, image_only_indicator=stem.image_only_bt
-    )
+    return block(hidden_states=hidden, temb=stem.time_embedding_nd, image_only_indicator=stem.image_only_bt)
 
 
 class Backbone(UNetSpatioTemporalConditionModel):
@@ -104,12 +102,13 @@ class Backbone(UNetSpatioTemporalConditionModel):
             skip + skip_residuals[i] if i < len(skip_residuals) else skip for i, skip in enumerate(skips)
         )
         penultimate = hidden
-        for block in self.up_blocks:
+        up_blocks: Any = self.up_blocks  # upstream's, of either kind
+        for block in up_blocks:
             penultimate = hidden
             count = len(block.resnets)
             taken, remaining = remaining[-count:], remaining[:-count]
             # Given always: for grids that halve evenly it is the size that upstream computes itself.
-            arguments = {"upsample_size": remaining[-1].shape[2:]} if remaining else {}
+            arguments: dict[str, Any] = {"upsample_size": remaining[-1].shape[2:]} if remaining else {}
             if getattr(block, "has_cross_attention", False):
                 arguments["encoder_hidden_states"] = stem.image_embedding_n1d
             hidden = block(

@@ -1,0 +1,87 @@
+"""The region-aware loss: closed forms."""
+
+import pytest
+import torch
+
+from genprop.config import LossConfig
+from genprop.teacher.losses import gradient_loss, latent_mask, mask_iou, mask_loss, region_terms
+
+
+@pytest.mark.parametrize("kind", ["nearest", "gaussian"])
+def test_a_uniform_mask_stays_what_it_is(kind):
+    for value in (False, True):
+        mask = torch.full((2, 3, 32, 48), value)
+        torch.testing.assert_close(
+            latent_mask(mask, (4, 6), kind=kind), torch.full((2, 3, 1, 4, 6), float(value))
+        )
+
+
+def test_gaussian_keeps_the_area_and_nearest_keeps_it_hard(rng):
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    mask[..., 20:41, 12:30] = True
+    soft, hard = (latent_mask(mask, (8, 8), kind=kind) for kind in ("gaussian", "nearest"))
+    assert float(soft.mean()) == pytest.approx(float(mask.float().mean()), rel=1e-3)
+    assert set(hard.unique().tolist()) == {0.0, 1.0}
+    assert ((soft > 0) & (soft < 1)).any()
+
+
+def test_regions_add_up_to_the_plain_mean_at_weight_one(rng):
+    error = torch.randn(2, 3, 4, 5, 5, generator=rng)
+    mask = (torch.rand(2, 3, 1, 5, 5, generator=rng) > 0.6).float()
+    terms = region_terms(error, mask, LossConfig(mask=1.0))
+    torch.testing.assert_close(terms["region"], error.square().mean())
+    inside = error.square()[mask.expand_as(error) > 0]
+    torch.testing.assert_close(terms["hole"], inside.mean())
+
+
+def test_the_mask_counts_twice(rng):
+    error = torch.randn(1, 2, 4, 3, 3, generator=rng)
+    everywhere = torch.ones(1, 2, 1, 3, 3)
+    torch.testing.assert_close(
+        region_terms(error, everywhere, LossConfig())["region"], 2 * error.square().mean()
+    )
+
+
+def test_gradient_loss_of_a_linear_map_is_its_squared_slope_inside_the_mask():
+    """Features a * source: the finite difference along n is a * n * m, whatever the step."""
+    source = torch.zeros(4, 4, 8, 16, 16)
+    mask = torch.zeros(4, 4, 1, 16, 16)
+    mask[..., :8, :] = 1
+    for step in (0.1, 1.0):
+        value = gradient_loss(
+            lambda s: 3 * s, source, mask, step=step, generator=torch.Generator().manual_seed(0)
+        )
+        assert float(value) == pytest.approx(9 * 0.5, rel=0.05)
+
+
+def test_gradient_loss_ignores_what_is_outside_the_mask():
+    source, mask = torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 1, 1, 4, 4)
+    assert gradient_loss(lambda s: s, source, mask, step=0.1, generator=torch.Generator()) == 0
+
+
+def test_gradient_loss_reaches_both_branches():
+    slope = torch.tensor(2.0, requires_grad=True)
+    source = torch.ones(1, 1, 1, 2, 2)
+    mask = torch.ones(1, 1, 1, 2, 2)
+    reached = []
+
+    def features(s):
+        out = slope * s
+        out.register_hook(lambda g: reached.append(float(g.abs().sum())))
+        return out
+
+    gradient_loss(features, source, mask, step=0.5, generator=torch.Generator().manual_seed(0)).backward()
+    assert len(reached) == 2 and all(value > 0 for value in reached)
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+def test_mask_loss_is_least_at_the_truth(kind):
+    mask = torch.tensor([[1.0, 0.0]]).view(1, 1, 1, 1, 2)
+    right, wrong = torch.tensor([[20.0, -20.0]]).view_as(mask), torch.tensor([[-20.0, 20.0]]).view_as(mask)
+    assert mask_loss(right, mask, kind=kind) < 1e-6 < 0.5 < mask_loss(wrong, mask, kind=kind)
+
+
+def test_mask_iou_counts_cells():
+    logits = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    assert float(mask_iou(logits, torch.tensor([1.0, 0.0, 1.0, 0.0]))) == pytest.approx(1 / 3)
+    assert float(mask_iou(-torch.ones(4), torch.zeros(4))) == 1
