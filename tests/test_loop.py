@@ -107,7 +107,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_loop import Regression, points
-from genprop.config import TrainConfig, fit
+from genprop.config import TrainConfig
+from genprop.loop import fit
 
 class Killed(Regression):
     calls = 0

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ FIXED = ("seed", "batch_size", "accumulate", "processes")
 def list_checkpoints(out: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted((out / "checkpoints").glob("step-[0-9]*"))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be made or written: before hours of work, not after.
+
+    It tries, in `folder` or the nearest of its parents that exists, and leaves nothing behind.
+
+    Raises:
+        GenPropError: nothing can be written there.
+    """
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryDirectory(dir=there, prefix=".genprop-"):
+            pass
+    except OSError as error:
+        raise GenPropError(
+            f"cannot write to {folder}: {error.strerror}", "expected a folder; choose another --out"
+        ) from error
 
 
 def open_run(out: Path, config: dict[str, Any], *, resume: bool) -> Path | None:

@@ -1,7 +1,8 @@
 """The command line. Every command parses, then calls one function.
 
 What a person reads goes to stderr; with `--json`, stdout holds one JSON document and nothing else. A
-`GenPropError` is two lines and exit 1, a wrong usage exit 2; no traceback for either.
+`GenPropError` is two lines and exit 1, and so is what the system refuses later on (a full disk); a wrong
+usage is exit 2. No traceback for any of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -29,11 +30,14 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-stderr = Console(stderr=True)
+stderr = Console(stderr=True, markup=False, highlight=False)  # a path may hold [brackets]
+
+LARGEST_SEED = 2**32 - 1
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 ]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of all that is random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")]
 
@@ -52,31 +56,34 @@ class Target(StrEnum):
     onnx = "onnx"
 
 
-class Precision(StrEnum):
-    """In which precision weights are stored."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
 def main() -> None:
     """Run the application; a `GenPropError` becomes two lines on stderr and exit 1."""
     try:
         app()
     except GenPropError as error:
-        stderr.print(
-            f"error: {error.message}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
-        if error.hint:
-            stderr.print(f"hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        refuse(error.message, error.hint)
+    except OSError as error:
+        refuse(str(error), "check the disk and the permissions of the folders")
+
+
+def refuse(message: str, hint: str) -> NoReturn:
+    """The two lines, and exit 1."""
+    stderr.print(f"error: {message}", style="bold red", soft_wrap=True)
+    if hint:
+        say(f"hint: {hint}")
+    sys.exit(1)
+
+
+def say(text: str) -> None:
+    """A line for a person; it stays one line, however long."""
+    stderr.print(text, soft_wrap=True)
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, videos and the report.")] = Path("demo_out"),
     clips: Annotated[int, typer.Option(min=1, help="Unseen procedural clips.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Which clips, and which noise.")] = 0,
+    seed: Seed = 0,
     model: Annotated[str, typer.Option(help="The student.")] = "tiny",
     teacher: Annotated[str, typer.Option(help="Its teacher.")] = "tiny-teacher",
     as_json: AsJson = False,
@@ -97,7 +104,7 @@ def demo(
     report = Report.model_validate(document)
     stderr.print(reference_table(report))
     stderr.print(table(report))
-    stderr.print(f"look at {out / 'comparison.png'}")
+    say(f"look at {out / 'comparison.png'}")
     if as_json:
         print_json(document)
 
@@ -112,7 +119,7 @@ def run(
     model: Annotated[str, typer.Option(help="tiny, tiny-teacher, a bundle, or an export folder.")] = "tiny",
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch, compile, onnxruntime.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="The output; VIDEO-genprop.mp4 if not given.")] = None,
     composite: Annotated[
         bool, typer.Option(help="Take only the predicted mask's pixels from the model.")
@@ -144,7 +151,7 @@ def run(
             save_mask=save_mask,
             progress=progress,
         )
-    stderr.print(
+    say(
         f"{result['out']}: {result['frames']} frames of {result['width']}x{result['height']} in "
         f"{result['seconds']['total']:.1f} s"
     )
@@ -169,10 +176,12 @@ def train(
 ) -> None:
     """Train the teacher, or a base of your own (autoencoder, backbone)."""
     from genprop.bundle import locate
+    from genprop.checkpoint import check_folder
     from genprop.config import load_config
     from genprop.teacher.train import train as train_stage
 
     settings = load_config(config, overrides or ())
+    check_folder(out)
     log_to_stderr()
     name = base if base is not None else settings.base.path
     if name is None and stage is not Stage.autoencoder:
@@ -182,8 +191,10 @@ def train(
         )
     folder = None if name is None else locate(name)
     summary = train_stage(stage.value, settings, data=data, base=folder, out=out, resume=resume)
+    made = str(out / ("teacher" if stage is Stage.teacher else "base"))
+    say(f"{made}: the {stage.value}, after {summary['steps']} steps")
     if as_json:
-        print_json(summary)
+        print_json({"out": made, **summary})
 
 
 @app.command()
@@ -200,14 +211,18 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Distil a teacher into a student of 1 to 4 steps."""
+    from genprop.checkpoint import check_folder
     from genprop.config import load_config
     from genprop.distill.train import distill as distill_teacher
 
     settings = load_config(config, overrides or ())
+    check_folder(out)
     log_to_stderr()
     summary = distill_teacher(teacher, settings, data=data, out=out, start=start, resume=resume)
+    made = str(out / "student")
+    say(f"{made}: the student, after {summary['steps']} steps")
     if as_json:
-        print_json(summary)
+        print_json({"out": made, **summary})
 
 
 @app.command()
@@ -221,7 +236,7 @@ def export(
     from genprop.export.onnx import export_onnx
 
     manifest = export_onnx(bundle, out)
-    stderr.print(f"{out}: {to.value}, worst error against PyTorch {manifest.worst:.1e}")
+    say(f"{out}: {to.value}, worst error against PyTorch {manifest.worst:.1e}")
     if as_json:
         print_json(manifest.model_dump(mode="json"))
 
@@ -238,15 +253,18 @@ def encode(
 ) -> None:
     """Encode samples once, for any number of trainings."""
     from genprop.bundle import locate
+    from genprop.checkpoint import check_folder
     from genprop.config import load_config
     from genprop.teacher.base import load_base
     from genprop.teacher.train import latent_samples
 
     settings = load_config(config, overrides or ())
+    check_folder(out)
     samples, _ = latent_samples(data, settings, load_base(locate(base)), out, workers=workers)
-    stderr.print(f"{out}: {len(samples)} samples for training, the rest held out")  # type: ignore[arg-type]
+    count = len(samples)  # type: ignore[arg-type]
+    say(f"{out}: {count} samples for training, the rest held out")
     if as_json:
-        print_json({"out": str(out), "training": len(samples)})  # type: ignore[arg-type]
+        print_json({"out": str(out), "training": count})
 
 
 @app.command()
@@ -264,8 +282,9 @@ def info(as_json: AsJson = False) -> None:
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(document, indent=1, default=str))
+    """One JSON document on stdout. JSON has no nan and no infinity: they are null."""
+    text = json.dumps(document, default=str)
+    print(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1))
 
 
 def log_to_stderr() -> None:

@@ -6,12 +6,14 @@ anything is computed: minutes of work are not lost to a folder that cannot be wr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from genprop.errors import GenPropError
 from genprop.runtime.propagate import Model
 from genprop.video import (
     check_edited,
@@ -59,7 +61,8 @@ def run_video(
         first = read_image(edited)
         check_edited(first, clip)
     sound = video if video.is_file() else None
-    target = out if out is not None else video.with_name(f"{video.stem}-genprop.mp4")
+    target = out if out is not None else beside(video)
+    check_distinct(filter(None, (target, save_mask)), inputs=filter(None, (video, edited, mask)))
     check_output(target, audio_from=sound)
     if save_mask is not None:
         check_output(save_mask)
@@ -80,3 +83,20 @@ def run_video(
         "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         "edited_share": float((result.mask > 0.5).mean()),
     }
+
+
+def beside(video: Path) -> Path:
+    """Where the output goes if no one says: `VIDEO-genprop.mp4`. A folder's name may be `.` or `..`."""
+    named = video if video.name not in ("", "..") else Path(os.path.abspath(video))
+    return named.with_name(f"{named.stem}-genprop.mp4")
+
+
+def check_distinct(outputs: Iterable[Path], *, inputs: Iterable[Path]) -> None:
+    """Refuse an output that would replace an input or another output."""
+    taken = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise GenPropError(
+                f"{path} is an input or another output, expected a file of its own", "Give it another name."
+            )
+        taken.add(path.resolve())
