@@ -252,7 +252,9 @@ def test_truncated_mp4(tmp_path: Path, keep: float, index: str) -> None:
 def test_mp4_without_its_last_bytes(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.mp4", smooth(64), fps=Fraction(16))
     (tmp_path / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:-5])
-    with pytest.raises(GenPropError, match=r"cut short: 6\d frames, expected about 64"):
+    # on one core FFmpeg raises at the broken frame, with several its threads deliver the ones before
+    message = r"cut short: 6\d frames, expected about 64|cannot be decoded"
+    with pytest.raises(GenPropError, match=message):
         read_clip(tmp_path / "a.mp4")
 
 
