@@ -215,7 +215,10 @@ def test_no_frames(refused: Refused, arguments: dict[str, object], tmp_path: Pat
     ("size", "naming"),
     [
         ((64, 96), ["edited frame is 96x64", "video is 48x32", "another size", "Resize the edited frame"]),
-        ((32, 32), ["edited frame is 32x32", "video is 48x32", "another aspect ratio (1.000, expected 1.500)"]),
+        (
+            (32, 32),
+            ["edited frame is 32x32", "video is 48x32", "another aspect ratio (1.000, expected 1.500)"],
+        ),
     ],
 )
 def test_an_edited_frame_of_another_size_or_aspect(

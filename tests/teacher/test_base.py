@@ -67,6 +67,8 @@ def test_a_base_survives_the_disk(tmp_path, small_base):
     for mine, theirs in zip(small_base, again, strict=True):
         for (name, a), (_, b) in zip(mine.state_dict().items(), theirs.state_dict().items(), strict=True):
             assert torch.equal(a, b), name
+    card = json.loads((tmp_path / "unet" / "config.json").read_text())
+    assert card["_class_name"] == "UNetSpatioTemporalConditionModel"
 
 
 def test_float16_on_disk_is_float32_in_memory(tmp_path, small_base):

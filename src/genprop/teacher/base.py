@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -199,7 +199,15 @@ def new_base(config: BaseConfig, *, seed: int) -> Base:
 
 def save_base(base: Base, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write `base` in diffusers' layout. With float16 the stored numbers are rounded; the modules are not."""
-    modules = {"unet": base.backbone, "vae": base.autoencoder.vae, "image_encoder": base.image_encoder.clip}
+    upstream: Any = UNetSpatioTemporalConditionModel.from_config(
+        {k: v for k, v in base.backbone.config.items() if not k.startswith("_")}
+    )
+    upstream.load_state_dict(base.backbone.state_dict())  # so that the folder names upstream's class
+    modules = {"unet": upstream, "vae": base.autoencoder.vae, "image_encoder": base.image_encoder.clip}
     for part, module in modules.items():
         stored: Any = copy.deepcopy(module)
         stored.to(dtype).save_pretrained(folder / part)
+        config = folder / part / "config.json"
+        table = json.loads(config.read_text(encoding="utf-8"))
+        table.pop("_name_or_path", None)  # a path of this machine
+        config.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
