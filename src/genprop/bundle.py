@@ -104,7 +104,9 @@ def read_bundle(name: str | Path) -> Bundle:
     try:
         card = Card.model_validate_json(card_file.read_bytes())
     except ValidationError as error:
-        raise GenPropError(f"{card_file} cannot be read: {error.errors()[0]['msg']}") from error
+        raise GenPropError(
+            f"{card_file} cannot be read: {error.errors()[0]['msg']}", "copy the bundle again"
+        ) from error
     for name, expected in card.files.items():
         file = folder / name
         if not file.is_file():

@@ -63,7 +63,7 @@ def main() -> None:
     except GenPropError as error:
         refuse(error.message, error.hint)
     except OSError as error:
-        refuse(str(error), "check the disk and the permissions of the folders")
+        refuse(str(error), "check that the file is whole, and that there is room and permission to write")
 
 
 def refuse(message: str, hint: str) -> NoReturn:

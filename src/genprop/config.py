@@ -197,7 +197,10 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         table = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise GenPropError(f"{source} is not valid TOML: {error}") from error
+        raise GenPropError(
+            f"{source} is not valid TOML: {error}",
+            "a table is [clip], a key is frames = 8, text is in quotes",
+        ) from error
     for override in overrides:
         _apply(table, override)
     return parse_config(table, name=str(source))
@@ -227,5 +230,8 @@ def _apply(table: dict[str, Any], override: str) -> None:
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise GenPropError(f"--set {override}: {parent!r} is not a table")
+            raise GenPropError(
+                f"--set {override}: {parent!r} is not a table",
+                "for example --set teacher.steps=100",
+            )
     table[leaf] = parsed

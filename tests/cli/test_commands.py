@@ -16,6 +16,7 @@ import pytest
 from genprop import __version__
 from genprop.cli import print_json
 from genprop.errors import GenPropError
+from genprop.video import write_image
 
 Genprop = Callable[..., Any]
 Refused = Callable[..., None]
@@ -72,7 +73,7 @@ def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[
     [
         (GenPropError("got [b]1[/x], expected 2", "use 2"), "got [b]1[/x], expected 2", "use 2"),
         (GenPropError("long " * 100 + "end"), "long " * 100 + "end", None),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "'a/b'", "check the disk"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "'a/b'", "there is room"),
     ],
 )
 def test_an_error_is_a_line_and_a_hint_another(
@@ -136,19 +137,12 @@ def test_a_demo_that_cannot_be(
 def test_export_and_run_what_was_exported(
     genprop: Genprop, students: dict[str, Path], clip: Callable[..., Any], tmp_path: Path
 ) -> None:
-    clip()
-    manifest = genprop("export", students["everywhere"], "--out", tmp_path / "export", "--json").document
-    assert manifest["worst"] < 1e-4 and set(manifest["files"]) < {
-        p.name for p in (tmp_path / "export").iterdir()
-    }
-    mask = Path(tmp_path / "mask.png")
-    from genprop.video import write_image
-    import numpy as np
-
-    white = np.zeros((32, 48), np.uint8)
-    white[8:16, 8:16] = 255
-    write_image(mask, white)
+    write_image(tmp_path / "edited.png", clip()[0])
+    export = tmp_path / "export"
+    manifest = genprop("export", students["everywhere"], "--out", export, "--json").document
+    assert manifest["worst"] < 1e-4
+    assert {path.name for path in export.iterdir()} == {*manifest["files"], "manifest.json"}
     document = genprop(
-        "run", tmp_path / "clip.mp4", "--mask", mask, "--model", tmp_path / "export", "--json",
-    ).document  # fmt: skip
+        "run", tmp_path / "clip.mp4", "--edited", tmp_path / "edited.png", "--model", export, "--json"
+    ).document
     assert (document["backend"], document["evaluations"], document["frames"]) == ("onnxruntime", 8, 4)

@@ -133,7 +133,10 @@ def check_pair(teacher: str | Path, student: str | Path) -> ClipConfig:
     cards = {name: read_bundle(name).card for name in (teacher, student)}
     for name, kind in ((teacher, "teacher"), (student, "student")):
         if cards[name].kind != kind:
-            raise GenPropError(f"{name} is a {cards[name].kind}, expected a {kind}")
+            raise GenPropError(
+                f"{name} is a {cards[name].kind}, expected a {kind}",
+                "give the student as --model, and the teacher it was distilled from as --teacher",
+            )
     theirs, ours = (cards[name].config.clip for name in (teacher, student))
     if theirs != ours:
         raise GenPropError(
@@ -142,7 +145,10 @@ def check_pair(teacher: str | Path, student: str | Path) -> ClipConfig:
         )
     known = sorted(cards[student].sigmas)
     if not set(STUDENT_STEPS) <= set(known):
-        raise GenPropError(f"the student {student} knows {known} steps, expected {sorted(STUDENT_STEPS)}")
+        raise GenPropError(
+            f"the student {student} knows {known} steps, expected {sorted(STUDENT_STEPS)}",
+            "give a student that `genprop distill` made",
+        )
     return ours
 
 
