@@ -8,6 +8,7 @@ usage is exit 2. No traceback for any of them.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -56,8 +57,19 @@ class Target(StrEnum):
     onnx = "onnx"
 
 
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
 def main() -> None:
     """Run the application; a `GenPropError` becomes two lines on stderr and exit 1."""
+    # The libraries' own bars and notices are not for a person who carries an edit through a video; that
+    # weights are missing, which they only warn of, is an error here (`teacher.base`).
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         app()
     except GenPropError as error:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -83,7 +83,9 @@ class NetConfig(Model):
     fusion: Literal["bidirectional", "none"] = "bidirectional"
     injection: Literal["skips", "blocks"] = "skips"
     injection_norm: bool = False
-    mpd_hidden: tuple[int, int] = (256, 128)
+    mpd_hidden: tuple[
+        Annotated[int, Field(gt=0, multiple_of=8)], Annotated[int, Field(gt=0, multiple_of=8)]
+    ] = (256, 128)
 
 
 class NoiseConfig(Model):

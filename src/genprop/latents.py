@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
+from genprop.errors import GenPropError
+
 # CLIP's, as openai/clip-vit-large-patch14 and every SVD checkpoint have them.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,8 +57,17 @@ class Autoencoder(nn.Module):
         return self.patch * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """The unscaled mode of the posterior. `[B, T, 3, H, W]` in [-1, 1] to `[B, T, C, h, w]`."""
-        batch = frames.shape[0]
+        """The unscaled mode of the posterior. `[B, T, 3, H, W]` in [-1, 1] to `[B, T, C, h, w]`.
+
+        Raises:
+            GenPropError: H or W is not a multiple of `downsampling`.
+        """
+        batch, (height, width) = frames.shape[0], frames.shape[-2:]
+        if height % self.downsampling or width % self.downsampling:
+            raise GenPropError(
+                f"frames of {width}x{height} pixels, expected multiples of {self.downsampling}",
+                "set clip.height and clip.width to multiples of it",
+            )
         chunks = [
             self.vae.encode(F.pixel_unshuffle(part, self.patch), return_dict=False)[0].mode()
             for part in frames.flatten(0, 1).split(self.chunk)

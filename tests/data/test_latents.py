@@ -205,3 +205,21 @@ def test_rendered_frames_are_the_first_of_each_source() -> None:
     frames = render_frames(Noise(), workers=0)
     assert frames.shape == (COUNT, SIZE, SIZE, 3) and frames.dtype == torch.uint8
     assert np.array_equal(frames[2].numpy(), Noise()[2].source[0])
+
+
+def test_samples_of_another_clip_or_autoencoder_are_refused(tmp_path, small_base, small_config):
+    folder = encode_dataset(
+        Noise(), tmp_path, small_base.autoencoder, small_base.image_encoder, small_config.clip
+    )
+    folder.check(small_base.autoencoder, small_config.clip)
+    with pytest.raises(GenPropError, match="clip"):
+        folder.check(small_base.autoencoder, small_config.clip.model_copy(update={"frames": 2}))
+    small_base.autoencoder.vae.register_to_config(scaling_factor=2.0)
+    with pytest.raises(GenPropError, match="autoencoder"):
+        folder.check(small_base.autoencoder, small_config.clip)
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    (tmp_path / "000000.safetensors").write_bytes(b"not one")
+    with pytest.raises(GenPropError, match="cannot be read"):
+        LatentFolder(tmp_path)

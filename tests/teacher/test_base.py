@@ -104,3 +104,21 @@ def test_the_backbone_objective_reaches_backbone_and_image_encoder(rng):
     objective(batch, torch.Generator().manual_seed(1))["loss"].backward()
     assert base.backbone.conv_in.weight.grad is not None
     assert any(float(p.grad.abs().sum()) > 0 for p in base.image_encoder.parameters() if p.grad is not None)
+
+
+def test_a_base_without_a_tensor_is_refused(tmp_path, small_base):
+    from safetensors.torch import load_file, save_file
+
+    save_base(small_base, tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.weight"]
+    save_file(tensors, file)
+    with pytest.raises(GenPropError, match=r"lacks 1 tensors.*conv_in\.weight"):
+        load_base(tmp_path)
+
+
+def test_arguments_that_upstream_does_not_take_are_named():
+    config = load_config("tiny", ["base.unet.nonsense=1"])
+    with pytest.raises(GenPropError, match="nonsense"):
+        new_base(config.base, seed=0)

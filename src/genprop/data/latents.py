@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -140,14 +141,34 @@ class LatentFolder(Dataset[dict[str, Any]]):
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise GenPropError(f"no encoded samples in {folder}", "encode some with `genprop data encode`")
-        shards = [load_file(file) for file in files]
-        self.samples: Batch = {k: torch.cat([s[k] for s in shards]) for k in shards[0]}
-        expected = json.loads((folder / "index.json").read_text())["count"]
-        if len(self) != expected:
+        try:
+            shards = [load_file(file) for file in files]
+            self.index: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, SafetensorError) as error:
             raise GenPropError(
-                f"{folder} has {len(self)} encoded samples, expected {expected}",
+                f"{folder} cannot be read: {error}",
+                "remove what is damaged and encode again: it goes on there",
+            ) from error
+        self.folder = folder
+        self.samples: Batch = {k: torch.cat([s[k] for s in shards]) for k in shards[0]}
+        if len(self) != self.index["count"]:
+            raise GenPropError(
+                f"{folder} has {len(self)} encoded samples, expected {self.index['count']}",
                 "run the same `genprop data encode` again: it goes on where it stopped",
             )
+
+    def check(self, autoencoder: Autoencoder, clip: ClipConfig) -> None:
+        """Refuse samples of another autoencoder or of clips of another kind.
+
+        Raises:
+            GenPropError: names what differs.
+        """
+        for name, expected in (("clip", clip.model_dump()), ("autoencoder", fingerprint(autoencoder))):
+            if (got := self.index[name]) != expected:
+                raise GenPropError(
+                    f"{self.folder} was encoded with {name} {got}, expected {expected}",
+                    "encode the data again for this base and configuration",
+                )
 
     def __len__(self) -> int:
         return len(self.samples["target"])

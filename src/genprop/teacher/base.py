@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -172,28 +173,56 @@ def load_base(folder: str | Path) -> Base:
             "expected unet/, vae/ and image_encoder/, each with config.json and safetensors; "
             "download stabilityai/stable-video-diffusion-img2vid-xt into that folder",
         )
-    vae_class = json.loads((parts["vae"] / "config.json").read_text())["_class_name"]
+    try:
+        vae_class = json.loads((parts["vae"] / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError) as error:
+        raise GenPropError(
+            f"{parts['vae']}/config.json names no class: {error}", "copy the base again"
+        ) from error
     vae_type = {c.__name__: c for c in (AutoencoderKL, AutoencoderKLTemporalDecoder)}.get(vae_class)
     if vae_type is None:
-        raise GenPropError(f"{parts['vae']} holds a {vae_class}, expected an AutoencoderKL of either kind")
-    options = {"torch_dtype": torch.float32, "use_safetensors": True}
-    backbone = Backbone.from_pretrained(parts["unet"], **options)
-    vae = vae_type.from_pretrained(parts["vae"], **options)
-    clip = CLIPVisionModelWithProjection.from_pretrained(
-        parts["image_encoder"], dtype=torch.float32, use_safetensors=True
+        raise GenPropError(
+            f"{parts['vae']} holds a {vae_class}, expected an AutoencoderKL of either kind",
+            "give the autoencoder of Stable Video Diffusion, or one that `genprop train` made",
+        )
+    return Base(
+        _pretrained(Backbone, parts["unet"], torch_dtype=torch.float32),
+        Autoencoder(_pretrained(vae_type, parts["vae"], torch_dtype=torch.float32)),
+        ImageEncoder(_pretrained(CLIPVisionModelWithProjection, parts["image_encoder"], dtype=torch.float32)),
     )
-    for module in (backbone, vae, clip):
-        module.requires_grad_(False).eval()
-    return Base(backbone, Autoencoder(vae), ImageEncoder(clip))
+
+
+def _pretrained(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
+    """A frozen upstream module; weights that the folder lacks are an error, not random numbers."""
+    try:
+        module, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **dtype)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise GenPropError(f"{folder} cannot be loaded: {error}", "copy the base again") from error
+    if found["missing_keys"]:
+        names = sorted(found["missing_keys"])
+        raise GenPropError(
+            f"{folder} lacks {len(names)} tensors of a {kind.__name__}, {names[0]} for one",
+            "copy the base again",
+        )
+    return module.requires_grad_(False).eval()
 
 
 def new_base(config: BaseConfig, *, seed: int) -> Base:
-    """A base of random weights, of the preset's architecture."""
+    """A base of random weights, of the preset's architecture.
+
+    Raises:
+        GenPropError: arguments that upstream does not take.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = Backbone(**(config.unet or {}))
-        vae = AutoencoderKL(**(config.vae or {}))
-        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**(config.image_encoder or {})))
+        try:
+            backbone = Backbone(**(config.unet or {}))
+            vae = AutoencoderKL(**(config.vae or {}))
+            clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**(config.image_encoder or {})))
+        except (TypeError, ValueError) as error:
+            raise GenPropError(
+                f"base: {error}", "the keys of base.unet, base.vae and base.image_encoder are upstream's"
+            ) from error
     return Base(backbone, Autoencoder(vae), ImageEncoder(clip))
 
 

@@ -68,6 +68,7 @@ def latent_samples(
     """Training samples and one held-out batch, encoded into `folder` (or read, where `source` holds them)."""
     if (Path(source) / "index.json").is_file():
         everything = LatentFolder(Path(source))
+        everything.check(base.autoencoder, config.clip)
     else:
         samples = edit_samples(
             source, config, count=config.data.count + config.data.validation, seed=config.data.seed
@@ -118,10 +119,10 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
     """Train the autoencoder on procedural frames; its scaling factor is set to give unit variance."""
     settings = config.autoencoder
     size = {"frames": 1, "height": config.clip.height, "width": config.clip.width}
-    training = render_frames(ProceduralClips(config.data.count, config.data.seed, **size), workers=2)
+    training = render_frames(ProceduralClips(config.data.count, config.data.seed, **size), workers=settings.workers)
     held_out = render_frames(ProceduralClips(64, config.data.seed + VALIDATION_SEED, **size), workers=0)
     made = load_base(base) if base is not None else new_base(config.base, seed=settings.seed)
-    if base is None:
+    if base is None and made.autoencoder.patch == made.autoencoder.downsampling:  # one block
         start_from_pca(made.autoencoder, training[:1000])
     made.autoencoder.requires_grad_(True)
     objective = AutoencoderObjective(made.autoencoder)
@@ -227,13 +228,14 @@ def sampled_validation(
             "iou": float(mask_iou(logits[:, 1:], inputs.mask[:, 1:])),
             "injection_ratio": ratio,
         }
+        shown = {"original": inputs.cond.source, "truth": inputs.target, "sample": x0}
         rows = []
-        for name, latents in (("original", inputs.cond.source), ("truth", inputs.target), ("sample", x0)):
-            rows += [
-                (f"{name} {i}", to_uint8(autoencoder.decode(latents[i : i + 1])[0]).numpy()) for i in (0, 1)
-            ]
-        rows += [(f"mask {i}", (logits[i, :, 0] > 0).numpy()) for i in (0, 1)]
-        return scalars, contact_sheet(sorted(rows, key=lambda row: row[0][-1]))
+        for i in range(min(2, len(x0))):
+            for name, latents in shown.items():
+                frames = to_uint8(autoencoder.decode(latents[i : i + 1])[0])
+                rows.append((f"{name} {i}", frames.cpu().numpy()))
+            rows.append((f"mask {i}", (logits[i, :, 0] > 0).cpu().numpy()))
+        return scalars, contact_sheet(rows)
 
     return validate
 
