@@ -211,16 +211,15 @@ def base_sha256(base: str | Path) -> str:
     return digest.hexdigest()
 
 
-def check_base(bundle: Bundle) -> None:
-    """Refuse a base whose weights are not the ones the bundle was trained on.
+def check_base(bundle: Bundle, base: str | Path | None = None) -> None:
+    """Refuse a base (the bundle's own by default) whose weights are not the ones it was trained on.
 
     Raises:
         GenPropError: the hashes differ.
     """
-    expected = bundle.card.base_sha256
-    if expected and (got := base_sha256(bundle.base)) != expected:
+    expected, base = bundle.card.base_sha256, base or bundle.base
+    if expected and (got := base_sha256(base)) != expected:
         raise GenPropError(
-            f"the base {bundle.base} has SHA-256 {got[:16]}…, "
-            f"but {bundle.folder} was trained on {expected[:16]}…",
+            f"the base {base} has SHA-256 {got[:16]}…, but {bundle.folder} was trained on {expected[:16]}…",
             "use the base that the bundle names",
         )

@@ -182,6 +182,7 @@ def train(
         str | None, typer.Option(help="The base to go on from; base.path of the configuration if not given.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
+    start: Annotated[str | None, typer.Option(help="A teacher to go on from.")] = None,
     overrides: Overrides = None,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -202,7 +203,7 @@ def train(
             "give --base DIR, for example runs/autoencoder/base",
         )
     folder = None if name is None else locate(name)
-    summary = train_stage(stage.value, settings, data=data, base=folder, out=out, resume=resume)
+    summary = train_stage(stage.value, settings, data=data, base=folder, out=out, start=start, resume=resume)
     made = str(out / ("teacher" if stage is Stage.teacher else "base"))
     say(f"{made}: the {stage.value}, after {summary['steps']} steps")
     if as_json:

@@ -77,12 +77,13 @@ class BaseConfig(Model):
 
 
 class NetConfig(Model):
-    """Content encoder, injection and mask decoder (GenProp 3.2)."""
+    """Content encoder, injection and mask decoder (GenProp 3.2); `gate` is `teacher.gate.MaskGate`."""
 
     sce_blocks: int = Field(default=2, ge=1)
     fusion: Literal["bidirectional", "none"] = "bidirectional"
     injection: Literal["skips", "blocks"] = "skips"
     injection_norm: bool = False
+    gate: bool = False
     mpd_hidden: tuple[
         Annotated[int, Field(gt=0, multiple_of=8)], Annotated[int, Field(gt=0, multiple_of=8)]
     ] = (256, 128)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 Validate = Callable[[int], tuple[dict[str, float], np.ndarray | None]]
 """Of a step: scalars by name, and a picture (uint8 `[H, W, 3]`) or None."""
+
+
+def is_main_process() -> bool:
+    """Whether this process writes what a training made; the others only computed."""
+    return PartialState().is_main_process
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

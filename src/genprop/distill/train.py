@@ -16,7 +16,7 @@ from genprop.distill.schedule import search
 from genprop.distill.trajectories import make_trajectories
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
-from genprop.loop import fit
+from genprop.loop import fit, is_main_process
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, save_lora, trained_tensors
 from genprop.teacher.net import GenPropNet
@@ -56,6 +56,9 @@ def distill(
         raise GenPropError(
             f"{teacher} is a {bundle.card.kind}, expected a teacher", "give the teacher's bundle"
         )
+    # A student is what its teacher is; how it is trained is the configuration's.
+    theirs = bundle.card.config
+    config = config.model_copy(update={"clip": theirs.clip, "net": theirs.net})
     rank, sampling = config.distill.adapter_rank, config.sampling
     samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
@@ -86,8 +89,10 @@ def distill(
             objective, samples, refining, out / "refine", validate=validate, resume=resume
         )
 
+    if not is_main_process():
+        return summary
     student.eval()
-    candidates = karras_sigmas(24, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
+    candidates = karras_sigmas(14, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
     schedules, errors = search(
         NetDenoiser(student),
         objective.region.inputs(held_out, None),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -55,7 +56,8 @@ def make_trajectories(
     folder.mkdir(parents=True, exist_ok=True)
     total = len(samples)  # type: ignore[arg-type]
     device = next(objective.parameters()).device
-    for begin in range(0, count, SHARD):
+    state = PartialState()  # several processes share the work
+    for begin in range(state.process_index * SHARD, count, state.num_processes * SHARD):
         file = folder / f"{begin:06d}.safetensors"
         if file.exists():
             continue
@@ -67,6 +69,7 @@ def make_trajectories(
         temporary = file.with_suffix(".tmp")
         save_file({"trajectory": nodes.half().cpu()}, temporary)
         os.replace(temporary, file)
+    state.wait_for_everyone()
     return Trajectories(folder, samples)
 
 

@@ -100,8 +100,8 @@ def merge_lora(net: GenPropNet) -> None:
 
 def trained_tensors(net: GenPropNet, *, backbone: bool) -> dict[str, Tensor]:
     """What a bundle stores beside a LoRA: content encoder and mask decoder, and the backbone if asked."""
-    parts = ("sce.", "mpd.", "backbone.") if backbone else ("sce.", "mpd.")
-    return {name: value for name, value in net.state_dict().items() if name.startswith(parts)}
+    state = net.state_dict()
+    return state if backbone else {k: v for k, v in state.items() if not k.startswith("backbone.")}
 
 
 def load_model(name: str | Path, *, merge: bool = True) -> tuple[Bundle, GenPropNet, Base]:

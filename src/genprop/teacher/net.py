@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genprop.config import NetConfig
+from genprop.teacher.gate import MaskGate
 from genprop.teacher.mpd import MaskPredictionDecoder
 from genprop.teacher.sce import SceOut, SelectiveContentEncoder
 from genprop.teacher.unet import Backbone, Stem
@@ -40,6 +41,7 @@ class GenPropNet(nn.Module):
         self.sce = SelectiveContentEncoder(backbone, config)
         widths = backbone.config["block_out_channels"]
         self.mpd = MaskPredictionDecoder(widths[min(1, len(widths) - 1)], hidden=config.mpd_hidden)
+        self.gate = MaskGate() if config.gate else None
         # How strongly the original is followed at inference, 0 to 1; 0 is the bare image-to-video model.
         self.injection_weight = 1.0
 
@@ -73,6 +75,9 @@ class GenPropNet(nn.Module):
         body = self.backbone.body(stem, () if blocks else residuals, residuals if blocks else ())
         b, t, _, h, w = sample.shape
         logits = self.mpd(body.penultimate_nchw, size=(h, w)).unflatten(0, (b, t))
+        velocity = body.velocity_btchw
+        if self.gate is not None:
+            velocity = self.gate(velocity, logits, sample=sample, timestep=timestep, source=source)
         with torch.no_grad():
             ratio = torch.stack(
                 [
@@ -80,4 +85,4 @@ class GenPropNet(nn.Module):
                     for residual, target in zip(residuals, body.targets_nchw, strict=False)
                 ]
             ).max()
-        return Parts(NetOut(body.velocity_btchw, logits), stem, sce, ratio)
+        return Parts(NetOut(velocity, logits), stem, sce, ratio)

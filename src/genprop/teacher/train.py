@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from genprop.bundle import Bundle, write_bundle
+from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
 from genprop.data.latents import Batch, LatentFolder, encode_dataset, render_frames
 from genprop.data.procedural import ProceduralClips
 from genprop.data.triplets import TripletFolder
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.latents import Autoencoder
-from genprop.loop import fit
+from genprop.loop import fit, is_main_process
 from genprop.pixels import to_pixels, to_uint8
 from genprop.sampling import euler
 from genprop.sheet import contact_sheet
@@ -95,6 +95,7 @@ def train(
     data: str | Path,
     base: str | Path | None,
     out: Path,
+    start: str | Path | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Run one stage; `out/base` or `out/teacher` is what it made.
@@ -102,6 +103,7 @@ def train(
     Args:
         data: `procedural`, a folder of triplets, or a folder of encoded samples.
         base: the base to go on from; None for the autoencoder, which starts one.
+        start: a teacher to go on from; for the teacher only.
     """
     if stage == "autoencoder":
         return train_autoencoder(config, base=base, out=out, resume=resume)
@@ -112,14 +114,18 @@ def train(
     )
     if stage == "backbone":
         return train_backbone(config, loaded, samples, held_out, out=out, resume=resume)
-    return train_teacher(config, loaded, samples, held_out, base_path=base, out=out, resume=resume)
+    return train_teacher(
+        config, loaded, samples, held_out, base_path=base, out=out, start=start, resume=resume
+    )
 
 
 def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, resume: bool) -> dict[str, Any]:
     """Train the autoencoder on procedural frames; its scaling factor is set to give unit variance."""
     settings = config.autoencoder
     size = {"frames": 1, "height": config.clip.height, "width": config.clip.width}
-    training = render_frames(ProceduralClips(config.data.count, config.data.seed, **size), workers=settings.workers)
+    training = render_frames(
+        ProceduralClips(config.data.count, config.data.seed, **size), workers=settings.workers
+    )
     held_out = render_frames(ProceduralClips(64, config.data.seed + VALIDATION_SEED, **size), workers=0)
     made = load_base(base) if base is not None else new_base(config.base, seed=settings.seed)
     if base is None and made.autoencoder.patch == made.autoencoder.downsampling:  # one block
@@ -145,7 +151,8 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
     with torch.no_grad():
         deviation = float(made.autoencoder.encode(to_pixels(held_out)[None]).std())
     made.autoencoder.vae.register_to_config(scaling_factor=1 / deviation)
-    save_base(made, out / "base", dtype=config.base.dtype)
+    if is_main_process():
+        save_base(made, out / "base", dtype=config.base.dtype)
     return summary
 
 
@@ -162,7 +169,8 @@ def train_backbone(
         return {name: float(np.mean([t[name] for t in terms])) for name in terms[0]}, None
 
     summary = fit(objective, samples, config.backbone, out, validate=validate, resume=resume)
-    save_base(base, out / "base", dtype=config.base.dtype)
+    if is_main_process():
+        save_base(base, out / "base", dtype=config.base.dtype)
     return summary
 
 
@@ -175,9 +183,18 @@ def train_teacher(
     base_path: str | Path,
     out: Path,
     resume: bool,
+    start: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Train content encoder, injections and mask decoder over the frozen base."""
+    """Train content encoder, injections and mask decoder over the frozen base.
+
+    Args:
+        start: a teacher over the same base to go on from; what it lacks starts anew.
+    """
     net = GenPropNet(base.backbone, config.net)
+    if start is not None:
+        bundle = read_bundle(start)
+        check_base(bundle, base_path)
+        net.load_state_dict(bundle.tensors(), strict=False)
     objective = TeacherObjective(net, base.image_encoder, config)
     sampling = config.sampling
     denoiser = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
@@ -194,7 +211,8 @@ def train_teacher(
         validate=sampled_validation(objective, held_out, base.autoencoder, sample),
         resume=resume,
     )
-    write_teacher(net, config, base_path, out / "teacher")
+    if is_main_process():
+        write_teacher(net, config, base_path, out / "teacher")
     return summary
 
 
