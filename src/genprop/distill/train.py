@@ -92,10 +92,10 @@ def distill(
     if not is_main_process():
         return summary
     student.eval()
-    candidates = karras_sigmas(14, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
+    candidates = karras_sigmas(12, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
     schedules, errors = search(
         NetDenoiser(student),
-        objective.region.inputs(held_out, None),
+        objective.region.inputs({name: value[:4] for name, value in held_out.items()}, None),
         candidates,
         sigma_max=sampling.sigma_max,
     )
