@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import send_to_device
+from accelerate.utils import parse_flag_from_env, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -39,9 +39,17 @@ Validate = Callable[[int], tuple[dict[str, float], np.ndarray | None]]
 """Of a step: scalars by name, and a picture (uint8 `[H, W, 3]`) or None."""
 
 
+def process_state() -> PartialState:
+    """The processes of this run, as `Accelerator` would find them.
+
+    A bare `PartialState()` does not ask whether the launcher chose CPUs, and would see one process only.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def is_main_process() -> bool:
     """Whether this process writes what a training made; the others only computed."""
-    return PartialState().is_main_process
+    return process_state().is_main_process
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

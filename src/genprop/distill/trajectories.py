@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from genprop.data.latents import Batch
 from genprop.edm import Denoiser
+from genprop.loop import process_state
 from genprop.sampling import euler_step, start
 from genprop.teacher.objective import TeacherObjective
 from genprop.types import Cond
@@ -56,7 +56,7 @@ def make_trajectories(
     folder.mkdir(parents=True, exist_ok=True)
     total = len(samples)  # type: ignore[arg-type]
     device = next(objective.parameters()).device
-    state = PartialState()  # several processes share the work
+    state = process_state()  # they share the work
     for begin in range(state.process_index * SHARD, count, state.num_processes * SHARD):
         file = folder / f"{begin:06d}.safetensors"
         if file.exists():
