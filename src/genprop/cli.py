@@ -32,6 +32,8 @@ data_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 stderr = Console(stderr=True, markup=False, highlight=False)  # a path may hold [brackets]
+if not stderr.is_terminal:  # a table in a log file is not cut to 80 columns
+    stderr.width = 120
 
 LARGEST_SEED = 2**32 - 1
 
