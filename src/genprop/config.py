@@ -98,7 +98,7 @@ class NoiseConfig(Model):
 
 
 class LossConfig(Model):
-    """The region-aware loss (GenProp eq. 6): L_nonmask + mask L_mask + gradient L_grad + mpd L_mpd."""
+    """The region-aware loss (GenProp, section 3.3): L_nonmask + mask L_mask + gradient L_grad + mpd L_mpd."""
 
     mask: float = Field(default=2.0, ge=0)
     gradient: float = Field(default=1.0, ge=0)

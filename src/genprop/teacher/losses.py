@@ -74,7 +74,7 @@ def gradient_loss(
     """L_grad: how much the content encoder's features change with what is under the mask.
 
     The finite difference along a random direction inside the mask, squared, with gradient through both
-    branches (GenProp eq. 5).
+    branches (GenProp, section 3.3).
 
     Args:
         features: the content encoder as a function of `source`.

@@ -1,4 +1,4 @@
-"""The Selective Content Encoder and its injection layers (GenProp, arXiv:2411.xxxxx, section 3.2).
+"""The Selective Content Encoder and its injection layers (GenProp, arXiv:2412.19761, section 3.2).
 
 A trainable copy of the backbone's stem and first N down blocks reads the *original* video, and hands one
 residual to each skip connection it covers (stem, every resnet, the downsampler), as ControlNet does:
