@@ -17,7 +17,9 @@ $genprop data encode procedural --base "$RUNS/autoencoder/base" --out "$RUNS/lat
 $genprop train --stage backbone --base "$RUNS/autoencoder/base" --data "$RUNS/latents" \
     --out "$RUNS/backbone" --resume
 put "$RUNS/backbone/base" base
-$genprop train --stage teacher --base tiny-base --data "$RUNS/latents" --out "$RUNS/teacher" --resume
+$genprop train --stage carry --base tiny-base --data "$RUNS/latents" --out "$RUNS/carry" --resume
+$genprop train --stage teacher --base tiny-base --start "$RUNS/carry/teacher" --data "$RUNS/latents" \
+    --out "$RUNS/teacher" --resume
 put "$RUNS/teacher/teacher" teacher
 $genprop distill --teacher tiny-teacher --data "$RUNS/latents" --out "$RUNS/student" --resume
 put "$RUNS/student/student" student

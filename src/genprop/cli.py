@@ -50,6 +50,7 @@ class Stage(StrEnum):
 
     autoencoder = "autoencoder"
     backbone = "backbone"
+    carry = "carry"
     teacher = "teacher"
 
 
@@ -189,7 +190,7 @@ def train(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the teacher, or a base of your own (autoencoder, backbone)."""
+    """Train the teacher (carry first, where it has one), or a base of your own (autoencoder, backbone)."""
     from genprop.bundle import locate
     from genprop.checkpoint import check_folder
     from genprop.config import load_config
@@ -206,7 +207,7 @@ def train(
         )
     folder = None if name is None else locate(name)
     summary = train_stage(stage.value, settings, data=data, base=folder, out=out, start=start, resume=resume)
-    made = str(out / ("teacher" if stage is Stage.teacher else "base"))
+    made = str(out / ("teacher" if stage in (Stage.carry, Stage.teacher) else "base"))
     say(f"{made}: the {stage.value}, after {summary['steps']} steps")
     if as_json:
         print_json({"out": made, **summary})

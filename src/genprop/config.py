@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genprop.errors import GenPropError
 
@@ -77,16 +77,27 @@ class BaseConfig(Model):
 
 
 class NetConfig(Model):
-    """Content encoder, injection and mask decoder (GenProp 3.2); `gate` is `teacher.gate.MaskGate`."""
+    """Content encoder, injection and mask decoder (GenProp 3.2), and what `tiny` needs beside them.
+
+    `gate` is `teacher.gate.MaskGate`; `carry` is the width of `teacher.carry.Carry`, 0 for none, whose
+    answer goes through the gate.
+    """
 
     sce_blocks: int = Field(default=2, ge=1)
     fusion: Literal["bidirectional", "none"] = "bidirectional"
     injection: Literal["skips", "blocks"] = "skips"
     injection_norm: bool = False
     gate: bool = False
+    carry: int = Field(default=0, ge=0, multiple_of=8)
     mpd_hidden: tuple[
         Annotated[int, Field(gt=0, multiple_of=8)], Annotated[int, Field(gt=0, multiple_of=8)]
     ] = (256, 128)
+
+    @model_validator(mode="after")
+    def _carry_needs_the_gate(self) -> Self:
+        if self.carry and not self.gate:
+            raise ValueError(f"carry is {self.carry}, but gate is off: expected gate = true with a carry")
+        return self
 
 
 class NoiseConfig(Model):
@@ -98,11 +109,15 @@ class NoiseConfig(Model):
 
 
 class LossConfig(Model):
-    """The region-aware loss (GenProp, section 3.3): L_nonmask + mask L_mask + gradient L_grad + mpd L_mpd."""
+    """The region-aware loss (GenProp, section 3.3): L_nonmask + mask L_mask + gradient L_grad + mpd L_mpd.
+
+    `carry` weighs the carry's own loss, where a network has one.
+    """
 
     mask: float = Field(default=2.0, ge=0)
     gradient: float = Field(default=1.0, ge=0)
     mpd: float = Field(default=1.0, ge=0)
+    carry: float = Field(default=1.0, ge=0)
     mpd_kind: Literal["bce", "mse"] = "bce"
     downsample: Literal["nearest", "gaussian"] = "gaussian"
     gradient_step: float = Field(default=0.1, gt=0)
@@ -170,6 +185,7 @@ class Config(Model):
     data: DataConfig = DataConfig()
     autoencoder: TrainConfig = TrainConfig(steps=1000)
     backbone: TrainConfig = TrainConfig(steps=1000)
+    carry: TrainConfig = TrainConfig(steps=1000)
     teacher: TrainConfig = TrainConfig(steps=1000)
     student: TrainConfig = TrainConfig(steps=1000)
 

@@ -67,6 +67,8 @@ projection_dim = 16
 
 [net]
 sce_blocks = 1
+gate = true
+carry = 8
 mpd_hidden = [32, 16]
 
 [sampling]

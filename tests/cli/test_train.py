@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from genprop.bundle import read_bundle
+from genprop.data.latents import fingerprint
 from genprop.data.procedural import ProceduralClips
+from genprop.teacher.base import load_base
 from genprop.video import read_clip, write_clip, write_image
 
 Genprop = Callable[..., Any]
@@ -58,11 +61,20 @@ def backbone(genprop: Genprop, preset: Path, runs: Path, encode: Callable[[], An
 
 
 @pytest.fixture(scope="module")
-def teacher(genprop: Genprop, preset: Path, runs: Path, backbone: Any) -> Any:
+def carry(genprop: Genprop, preset: Path, runs: Path, backbone: Any) -> Any:
+    return genprop(
+        "train", "--stage", "carry", "--preset", preset, "--base", runs / "backbone" / "base",
+        "--data", runs / "latents", "--out", runs / "carry", "--set", "carry.steps=2", "--json",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(genprop: Genprop, preset: Path, runs: Path, carry: Any) -> Any:
     """On clips that it encodes itself; with a `--resume` that finds nothing to go on from."""
     return genprop(
         "train", "--config", preset, "--set", f"base.path='{runs / 'backbone' / 'base'}'",
-        "--out", runs / "teacher", "--set", "teacher.steps=2", "--resume", "--json",
+        "--start", runs / "carry" / "teacher", "--out", runs / "teacher", "--set", "teacher.steps=2",
+        "--resume", "--json",
     )  # fmt: skip
 
 
@@ -82,6 +94,7 @@ def student(genprop: Genprop, preset: Path, runs: Path, teacher: Any) -> Any:
     [
         ("autoencoder", "base", 2),
         ("backbone", "base", 3),
+        ("carry", "teacher", 2),
         ("teacher", "teacher", 2),
         ("student", "student", 2),
     ],
@@ -331,3 +344,20 @@ def test_wrong_usage_is_exit_2(
     outcome = genprop(*arguments)
     assert (outcome.code, outcome.out) == (2, "") and "Usage: genprop" in outcome.err
     assert not list(tmp_path.iterdir())
+
+
+def test_with_a_base_the_autoencoder_stage_trains_the_decoder_alone(
+    genprop: Genprop, preset: Path, runs: Path, autoencoder: Any, tmp_path: Path
+) -> None:
+    """So latents, and whatever was trained on them, stay valid."""
+    before = load_base(runs / "autoencoder" / "base").autoencoder
+    outcome = genprop(
+        "train", "--stage", "autoencoder", "--config", preset, "--base", runs / "autoencoder" / "base",
+        "--out", tmp_path / "decoder", "--set", "autoencoder.steps=2", "--json",
+    )  # fmt: skip
+    assert outcome.document["steps"] == 2
+    after = load_base(tmp_path / "decoder" / "base").autoencoder
+    assert fingerprint(after) == fingerprint(before)
+    ours, theirs = after.vae.state_dict(), before.vae.state_dict()
+    changed = {name.split(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert changed == {"decoder"}

@@ -9,12 +9,19 @@ the network's own mask decides, cell by cell, how much of the answer is its own 
 written in velocities, so that a gated network is a `Net` like any other. a and b are learned: a cell that
 only touches the object must be generated, too. w hands over to the network below sigma d, where x holds
 the original already and an error of the mask would weigh with 1 / s.
+
+With a carry (`teacher.carry`), the carried first frame stands in the hole as the original does around it,
+with a trust c and a handover d of each cell's own:
+
+    x0 = x0_net + (1 - g) w (source - x0_net) + g c w_d (carried - x0_net)
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from genprop.teacher.carry import Carried
 
 HANDOVER = 0.25
 """d: the sigma at which original and network weigh the same."""
@@ -29,12 +36,26 @@ class MaskGate(nn.Module):
         self.shift = nn.Parameter(torch.tensor(2.0))
 
     def forward(
-        self, velocity: Tensor, mask_logits: Tensor, *, sample: Tensor, timestep: Tensor, source: Tensor
+        self,
+        velocity: Tensor,
+        mask_logits: Tensor,
+        *,
+        sample: Tensor,
+        timestep: Tensor,
+        source: Tensor,
+        carried: Carried | None = None,
     ) -> Tensor:
         """`sample` is `c_in x`, `timestep` is `ln(s) / 4`, as a `Net` is given them. In float32."""
         sigma = (4 * timestep.float()).exp().view(-1, 1, 1, 1, 1)
-        weight = sigma / (sigma**2 + HANDOVER**2)  # w / s
-        # The velocity whose x0 is the source, times s: sample - source / c_in.
-        original = sample.float() - source.float() * (sigma**2 + 1).sqrt()
-        closed = 1 - (self.scale * mask_logits.float() + self.shift).sigmoid()
-        return velocity.float() + closed * weight * (original - sigma * velocity.float())
+        own = velocity.float()
+
+        def pull(x0: Tensor, handover: float | Tensor) -> Tensor:
+            """w times the way from the network's velocity to the one whose x0 is given."""
+            there = sample.float() - x0.float() * (sigma**2 + 1).sqrt()  # times s, and w is over s
+            return sigma / (sigma**2 + handover**2) * (there - sigma * own)
+
+        opened = (self.scale * mask_logits.float() + self.shift).sigmoid()
+        gated = own + (1 - opened) * pull(source, HANDOVER)
+        if carried is not None:
+            gated = gated + opened * carried.trust_bt1hw * pull(carried.latents_btchw, carried.handover_bt1hw)
+        return gated

@@ -86,6 +86,16 @@ def gradient_loss(
     return (((there - here).float() / step) ** 2).mean()
 
 
+def carry_loss(carried_btchw: Tensor, target_btchw: Tensor, mask_bt1hw: Tensor) -> Tensor:
+    """The squared error of the carried first frame in the hole; cells far from it weigh a tenth.
+
+    Frame 0 does not count: it is given.
+    """
+    squared = (carried_btchw - target_btchw)[:, 1:].float() ** 2
+    weight = mask_bt1hw[:, 1:] + 0.1
+    return (squared * weight).sum() / (weight.sum() * squared.shape[2])
+
+
 def mask_loss(logits_bt1hw: Tensor, mask_bt1hw: Tensor, *, kind: str) -> Tensor:
     """L_mpd: binary cross-entropy (the report) or squared error of the probability (the paper)."""
     logits = logits_bt1hw.float()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genprop.config import NetConfig
+from genprop.teacher.carry import Carried, Carry
 from genprop.teacher.gate import MaskGate
 from genprop.teacher.mpd import MaskPredictionDecoder
 from genprop.teacher.sce import SceOut, SelectiveContentEncoder
@@ -19,12 +20,18 @@ from genprop.types import NetOut
 
 
 class Parts(NamedTuple):
-    """A forward with what the losses and the metrics need of its inside."""
+    """A forward with what the losses and the metrics need of its inside.
+
+    `reference` is what the content encoder read beside the original: the edited first frame in every
+    frame, carried along where the network has a carry.
+    """
 
     out: NetOut
     stem: Stem
     sce: SceOut
     injection_ratio: Tensor
+    reference_btchw: Tensor
+    carried: Carried | None
 
 
 class GenPropNet(nn.Module):
@@ -42,6 +49,8 @@ class GenPropNet(nn.Module):
         widths = backbone.config["block_out_channels"]
         self.mpd = MaskPredictionDecoder(widths[min(1, len(widths) - 1)], hidden=config.mpd_hidden)
         self.gate = MaskGate() if config.gate else None
+        channels = backbone.config["out_channels"]
+        self.carry = Carry(channels, config.carry) if config.carry else None
         # How strongly the original is followed at inference, 0 to 1; 0 is the bare image-to-video model.
         self.injection_weight = 1.0
 
@@ -69,7 +78,9 @@ class GenPropNet(nn.Module):
         stem = self.backbone.stem(
             torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids
         )
-        sce = self.sce(stem, source, first)
+        carried = None if self.carry is None else self.carry(source, first)
+        reference = first if carried is None else carried.latents_btchw.to(first.dtype)
+        sce = self.sce(stem, source, reference)
         residuals = tuple(self.injection_weight * r for r in sce.residuals_nchw)
         blocks = self.sce.injection == "blocks"
         body = self.backbone.body(stem, () if blocks else residuals, residuals if blocks else ())
@@ -77,7 +88,9 @@ class GenPropNet(nn.Module):
         logits = self.mpd(body.penultimate_nchw, size=(h, w)).unflatten(0, (b, t))
         velocity = body.velocity_btchw
         if self.gate is not None:
-            velocity = self.gate(velocity, logits, sample=sample, timestep=timestep, source=source)
+            velocity = self.gate(
+                velocity, logits, sample=sample, timestep=timestep, source=source, carried=carried
+            )
         with torch.no_grad():
             ratio = torch.stack(
                 [
@@ -85,4 +98,4 @@ class GenPropNet(nn.Module):
                     for residual, target in zip(residuals, body.targets_nchw, strict=False)
                 ]
             ).max()
-        return Parts(NetOut(velocity, logits), stem, sce, ratio)
+        return Parts(NetOut(velocity, logits), stem, sce, ratio, reference, carried)

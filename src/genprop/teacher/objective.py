@@ -11,12 +11,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genprop.config import Config
+from genprop.config import Config, LossConfig
 from genprop.data.latents import Batch
 from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
 from genprop.latents import ImageEncoder
 from genprop.teacher.base import drop_condition
-from genprop.teacher.losses import gradient_loss, latent_mask, mask_iou, mask_loss, region_terms
+from genprop.teacher.losses import (
+    carry_loss,
+    gradient_loss,
+    latent_mask,
+    mask_iou,
+    mask_loss,
+    region_terms,
+)
 from genprop.teacher.net import GenPropNet, Parts
 from genprop.types import Cond
 
@@ -77,7 +84,7 @@ class TeacherObjective(nn.Module):
         total = terms["region"] + loss.mpd * terms["mpd"]
         if loss.gradient:
             terms["gradient"] = gradient_loss(
-                lambda source: self.net.sce(parts.stem, source, inputs.cond.first).features_nchw,
+                lambda source: self.net.sce(parts.stem, source, parts.reference_btchw).features_nchw,
                 inputs.cond.source,
                 inputs.mask,
                 step=loss.gradient_step,
@@ -85,6 +92,34 @@ class TeacherObjective(nn.Module):
                 at_source=parts.sce.features_nchw,
             )
             total = total + loss.gradient * terms["gradient"]
+        if parts.carried is not None:
+            dropped = ~inputs.cond.first.flatten(1).any(1)  # nothing can be carried from there
+            carried = torch.where(dropped.view(-1, 1, 1, 1, 1), inputs.target, parts.carried.latents_btchw)
+            terms["carry"] = carry_loss(carried, inputs.target, inputs.mask)
+            total = total + loss.carry * terms["carry"]
         terms["iou"] = mask_iou(parts.out.mask_logits.detach(), inputs.mask)
         terms["injection_ratio"] = parts.injection_ratio
         return {"loss": total, **terms}
+
+
+class CarryObjective(nn.Module):
+    """The carry alone, before the teacher: no noise and no backbone, so it is learned many times faster.
+
+    Args:
+        region: of a network that has a carry.
+    """
+
+    def __init__(self, region: TeacherObjective) -> None:
+        super().__init__()
+        self.region = region
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        inputs = self.region.inputs(batch, None)
+        assert self.region.net.carry is not None
+        carried = self.region.net.carry(inputs.cond.source, inputs.cond.first).latents_btchw
+        frozen = inputs.cond.first
+        with torch.no_grad():
+            terms = region_terms((carried - inputs.target)[:, 1:], inputs.mask[:, 1:], LossConfig())
+            still = region_terms((frozen - inputs.target)[:, 1:], inputs.mask[:, 1:], LossConfig())
+        loss = carry_loss(carried, inputs.target, inputs.mask)
+        return {"loss": loss, "hole": terms["hole"], "keep": terms["keep"], "frozen_hole": still["hole"]}

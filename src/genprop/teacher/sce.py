@@ -75,9 +75,9 @@ class SelectiveContentEncoder(nn.Module):
         self.injections = nn.ModuleList(Injection(c, norm=config.injection_norm) for c in channels)
         self.requires_grad_(True)
 
-    def forward(self, stem: Stem, source_btchw: Tensor, first_btchw: Tensor) -> SceOut:
-        """Read the original video (`source`, scaled latents) beside the edited first frame."""
-        hidden = self.conv_in(torch.cat([source_btchw, first_btchw], dim=2).flatten(0, 1))
+    def forward(self, stem: Stem, source_btchw: Tensor, reference_btchw: Tensor) -> SceOut:
+        """Read the original video (`source`, scaled latents) beside the edited first frame (`reference`)."""
+        hidden = self.conv_in(torch.cat([source_btchw, reference_btchw], dim=2).flatten(0, 1))
         if self.fusion is not None:
             hidden = hidden + self.fusion(stem.features_nchw)
         skips, outputs = (hidden,), ()

@@ -22,6 +22,7 @@ from genprop.data.latents import Batch, LatentFolder, encode_dataset, render_fra
 from genprop.data.procedural import ProceduralClips
 from genprop.data.triplets import TripletFolder
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
+from genprop.errors import GenPropError
 from genprop.latents import Autoencoder
 from genprop.loop import fit, is_main_process
 from genprop.pixels import to_pixels, to_uint8
@@ -38,10 +39,10 @@ from genprop.teacher.base import (
 )
 from genprop.teacher.losses import mask_iou, region_terms
 from genprop.teacher.net import GenPropNet
-from genprop.teacher.objective import TeacherObjective
+from genprop.teacher.objective import CarryObjective, TeacherObjective
 from genprop.types import EditSample
 
-Stage = Literal["autoencoder", "backbone", "teacher"]
+Stage = Literal["autoencoder", "backbone", "carry", "teacher"]
 
 VALIDATION_SEED = 1_000_003
 """Added to the data seed for held-out samples."""
@@ -102,8 +103,8 @@ def train(
 
     Args:
         data: `procedural`, a folder of triplets, or a folder of encoded samples.
-        base: the base to go on from; None for the autoencoder, which starts one.
-        start: a teacher to go on from; for the teacher only.
+        base: the base to go on from; with none, the autoencoder starts one.
+        start: a teacher to go on from; for carry and teacher.
     """
     if stage == "autoencoder":
         return train_autoencoder(config, base=base, out=out, resume=resume)
@@ -114,13 +115,15 @@ def train(
     )
     if stage == "backbone":
         return train_backbone(config, loaded, samples, held_out, out=out, resume=resume)
-    return train_teacher(
-        config, loaded, samples, held_out, base_path=base, out=out, start=start, resume=resume
-    )
+    train_stage = train_carry if stage == "carry" else train_teacher
+    return train_stage(config, loaded, samples, held_out, base_path=base, out=out, start=start, resume=resume)
 
 
 def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, resume: bool) -> dict[str, Any]:
-    """Train the autoencoder on procedural frames; its scaling factor is set to give unit variance."""
+    """Train the autoencoder on procedural frames; its scaling factor is set to give unit variance.
+
+    With a base, only the decoder trains: latents, and all that was learned on them, stay what they are.
+    """
     settings = config.autoencoder
     size = {"frames": 1, "height": config.clip.height, "width": config.clip.width}
     training = render_frames(
@@ -130,7 +133,8 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
     made = load_base(base) if base is not None else new_base(config.base, seed=settings.seed)
     if base is None and made.autoencoder.patch == made.autoencoder.downsampling:  # one block
         start_from_pca(made.autoencoder, training[:1000])
-    made.autoencoder.requires_grad_(True)
+    trained = made.autoencoder if base is None else made.autoencoder.vae.decoder
+    trained.requires_grad_(True)
     objective = AutoencoderObjective(made.autoencoder)
 
     def validate(step: int) -> tuple[dict[str, float], np.ndarray]:
@@ -148,9 +152,10 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
         validate=validate,
         resume=resume,
     )
-    with torch.no_grad():
-        deviation = float(made.autoencoder.encode(to_pixels(held_out)[None]).std())
-    made.autoencoder.vae.register_to_config(scaling_factor=1 / deviation)
+    if base is None:
+        with torch.no_grad():
+            deviation = float(made.autoencoder.encode(to_pixels(held_out)[None]).std())
+        made.autoencoder.vae.register_to_config(scaling_factor=1 / deviation)
     if is_main_process():
         save_base(made, out / "base", dtype=config.base.dtype)
     return summary
@@ -190,11 +195,7 @@ def train_teacher(
     Args:
         start: a teacher over the same base to go on from; what it lacks starts anew.
     """
-    net = GenPropNet(base.backbone, config.net)
-    if start is not None:
-        bundle = read_bundle(start)
-        check_base(bundle, base_path)
-        net.load_state_dict(bundle.tensors(), strict=False)
+    net = _net(config, base, base_path=base_path, start=start)
     objective = TeacherObjective(net, base.image_encoder, config)
     sampling = config.sampling
     denoiser = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
@@ -214,6 +215,53 @@ def train_teacher(
     if is_main_process():
         write_teacher(net, config, base_path, out / "teacher")
     return summary
+
+
+def train_carry(
+    config: Config,
+    base: Base,
+    samples: Dataset[Any],
+    held_out: Batch,
+    *,
+    base_path: str | Path,
+    out: Path,
+    resume: bool,
+    start: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train the carry alone; what it writes is a teacher to start from.
+
+    Args:
+        start: as for `train_teacher`.
+
+    Raises:
+        GenPropError: the configuration has no carry.
+    """
+    if not config.net.carry:
+        raise GenPropError("net.carry is 0, so there is no carry to train", "for example --set net.carry=56")
+    net = _net(config, base, base_path=base_path, start=start)
+    objective = CarryObjective(TeacherObjective(net, base.image_encoder, config))
+    assert net.carry is not None
+    net.requires_grad_(False)
+    net.carry.requires_grad_(True)
+    net.carry.trust.requires_grad_(False)  # read by the gate only
+
+    def validate(step: int) -> tuple[dict[str, float], None]:
+        return numbers(objective(held_out, torch.Generator())), None
+
+    summary = fit(objective, samples, config.carry, out, validate=validate, resume=resume)
+    if is_main_process():
+        write_teacher(net, config, base_path, out / "teacher")
+    return summary
+
+
+def _net(config: Config, base: Base, *, base_path: str | Path, start: str | Path | None) -> GenPropNet:
+    """A fresh network over `base`, with the weights of the teacher `start` where it has them."""
+    net = GenPropNet(base.backbone, config.net)
+    if start is not None:
+        bundle = read_bundle(start)
+        check_base(bundle, base_path)
+        net.load_state_dict(bundle.tensors(), strict=False)
+    return net
 
 
 def write_teacher(net: GenPropNet, config: Config, base: str | Path, folder: Path) -> Bundle:
