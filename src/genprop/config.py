@@ -146,7 +146,7 @@ class DistillConfig(Model):
         top_share: share of the samples that are moved to node 0, where a one-step student works.
         huber, weight_exponent: of the pseudo-Huber distance and of the weight `(s_i - s_{i+1})^e`.
         region: weight of the region-aware loss, mask loss included.
-        image_reward, video_reward: weights of the rewards.
+        texture_reward, image_reward, video_reward: weights of the rewards.
     """
 
     adapter_rank: int = Field(default=64, ge=0)
@@ -159,6 +159,7 @@ class DistillConfig(Model):
     huber: float = Field(default=1e-3, gt=0)
     weight_exponent: float = -0.1
     region: float = Field(default=0.1, ge=0)
+    texture_reward: float = Field(default=0.0, ge=0)
     image_reward: float = Field(default=0.0, ge=0)
     video_reward: float = Field(default=0.0, ge=0)
 

@@ -43,7 +43,7 @@ class SmallStudent(nn.Module):
         slope, offset = self.layers(timestep[:, None] * 2).T.reshape(2, -1, 1, 1, 1, 1)
         zero = torch.zeros_like(sample[:, :, :1])
         out = NetOut(slope * sample + offset, zero)
-        return Parts(out, None, SceOut((), zero), torch.zeros(()))  # type: ignore[arg-type]
+        return Parts(out, None, SceOut((), zero), torch.zeros(()), zero, None)  # type: ignore[arg-type]
 
     def forward(self, *inputs):
         return self.parts(*inputs).out
@@ -187,7 +187,7 @@ def test_a_reward_is_subtracted():
         ConsistencyObjective(student, NoImage(), config, rewards=rewards)(  # type: ignore[arg-type]
             batch, torch.Generator().manual_seed(0)
         )["loss"].item()
-        for rewards in ((), ((2.0, lambda x0, inputs: torch.full((4,), 0.25)),))
+        for rewards in ({}, {"quarter": (2.0, lambda x0, inputs: torch.full((4,), 0.25))})
     ]
     assert losses[0] - losses[1] == pytest.approx(0.5)
 

@@ -122,13 +122,3 @@ def test_arguments_that_upstream_does_not_take_are_named():
     config = load_config("tiny", ["base.unet.nonsense=1"])
     with pytest.raises(GenPropError, match="nonsense"):
         new_base(config.base, seed=0)
-
-
-def test_texture_counts_how_much_and_not_where(small_base):
-    """Stripes moved within a cell are as good as the truth; half as strong they are not."""
-    objective = AutoencoderObjective(small_base.autoencoder)
-    stripes = torch.zeros(1, 3, 16, 16)
-    stripes[..., ::4] = 1
-    slopes = stripes.diff(dim=-1, prepend=stripes[..., -1:])
-    assert objective._texture(slopes.roll(2, -1), slopes) == 0
-    torch.testing.assert_close(objective._texture(0.5 * slopes, slopes), 0.5 * slopes.abs().mean())

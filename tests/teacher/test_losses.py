@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from genprop.config import LossConfig
-from genprop.teacher.losses import gradient_loss, latent_mask, mask_iou, mask_loss, region_terms
+from genprop.teacher.losses import (
+    gradient_loss,
+    latent_mask,
+    mask_iou,
+    mask_loss,
+    region_terms,
+    texture_error,
+)
 
 
 @pytest.mark.parametrize("kind", ["nearest", "gaussian"])
@@ -85,3 +92,13 @@ def test_mask_iou_counts_cells():
     logits = torch.tensor([1.0, 1.0, -1.0, -1.0])
     assert float(mask_iou(logits, torch.tensor([1.0, 0.0, 1.0, 0.0]))) == pytest.approx(1 / 3)
     assert float(mask_iou(-torch.ones(4), torch.zeros(4))) == 1
+
+
+def test_texture_counts_how_much_and_not_where():
+    """Spots moved within their cell are as good as the truth; half as bright they are not, blank is worst."""
+    spots = torch.zeros(1, 3, 16, 16)
+    spots[..., 2::8, 2::8] = 1
+    assert torch.equal(texture_error(spots.roll((2, -1), (-2, -1)), spots, cell=8), torch.zeros(1, 2, 2))
+    # Each spot has two slopes of 1 along each of two axes, in a cell of 64 pixels.
+    torch.testing.assert_close(texture_error(0.5 * spots, spots, cell=8), torch.full((1, 2, 2), 0.5 * 4 / 64))
+    torch.testing.assert_close(texture_error(0 * spots, spots, cell=8), torch.full((1, 2, 2), 4 / 64))

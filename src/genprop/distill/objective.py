@@ -11,6 +11,7 @@ form has f(x, 0) = x already.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -96,7 +97,7 @@ class ConsistencyObjective(nn.Module):
     Args:
         student: trains; region-aware loss and mask loss are on the x0 that the consistency term computes.
         teacher: guided; None if every batch has a trajectory.
-        rewards: `(weight, reward)`, subtracted.
+        rewards: `(weight, reward)` by name, subtracted.
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class ConsistencyObjective(nn.Module):
         config: Config,
         *,
         teacher: Denoiser | None = None,
-        rewards: tuple[tuple[float, Reward], ...] = (),
+        rewards: Mapping[str, tuple[float, Reward]] | None = None,
     ) -> None:
         super().__init__()
         self.region = TeacherObjective(student, image_encoder, config)
-        self.teacher, self.rewards, self.config = teacher, rewards, config
+        self.teacher, self.rewards, self.config = teacher, rewards or {}, config
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         distill, student = self.config.distill, self.region.net
@@ -146,8 +147,9 @@ class ConsistencyObjective(nn.Module):
         terms = self.region.terms(parts, x0 - inputs.target, inputs, generator)
         region = terms.pop("loss")
         loss = consistency + distill.region * region
-        for weight_of, reward in self.rewards:
-            loss = loss - weight_of * reward(x0, inputs).mean()
+        for name, (weight_of, reward) in self.rewards.items():
+            terms[f"reward_{name}"] = reward(x0, inputs).mean()
+            loss = loss - weight_of * terms[f"reward_{name}"]
         with torch.no_grad():
             distance = (x0 - target).square().mean()
         return {"loss": loss, "consistency": consistency, "target_mse": distance, **terms}

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genprop.bundle import Bundle, write_bundle
+from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
 from genprop.distill.objective import ConsistencyObjective, trajectory_grid
 from genprop.distill.schedule import search
-from genprop.distill.trajectories import make_trajectories
+from genprop.distill.texture import TextureReward
+from genprop.distill.trajectories import make_trajectories, trajectory
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
 from genprop.loop import fit, is_main_process
 from genprop.sampling import consistency
-from genprop.student.clone import clone, load_model, save_lora, trained_tensors
+from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.teacher.train import latent_samples, sampled_validation
@@ -43,7 +44,7 @@ def distill(
         start: a student to go on from, instead of a clone of the teacher.
 
     Raises:
-        GenPropError: `teacher` is not a teacher; a reward is switched on (none is built in yet).
+        GenPropError: `teacher` is not a teacher; a reward model is switched on (none is built in yet).
     """
     if config.distill.image_reward or config.distill.video_reward:
         raise GenPropError(
@@ -75,7 +76,9 @@ def distill(
     student = clone(net, rank=rank)
     if start is not None:
         restore(student, start)
-    objective = ConsistencyObjective(student, base.image_encoder, config, teacher=guided)
+    texture = config.distill.texture_reward
+    rewards = {"texture": (texture, TextureReward(base.autoencoder))} if texture else {}
+    objective = ConsistencyObjective(student, base.image_encoder, config, teacher=guided, rewards=rewards)
     sigmas = torch.tensor([sampling.sigma_max, 0.0])
 
     def sample(noise: Tensor, region: TeacherObjective) -> tuple[Tensor, Tensor]:
@@ -92,12 +95,12 @@ def distill(
     if not is_main_process():
         return summary
     student.eval()
+    cond = objective.region.inputs({name: value[:4] for name, value in held_out.items()}, None).cond
+    noise = torch.randn(cond.source.shape, generator=torch.Generator().manual_seed(0)).to(cond.source.device)
+    endpoint = trajectory(guided, noise, trajectory_grid(config), cond)[:, -1]
     candidates = karras_sigmas(12, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
     schedules, errors = search(
-        NetDenoiser(student),
-        objective.region.inputs({name: value[:4] for name, value in held_out.items()}, None),
-        candidates,
-        sigma_max=sampling.sigma_max,
+        NetDenoiser(student), noise, endpoint, cond, candidates, sigma_max=sampling.sigma_max
     )
     (out / "schedule.json").write_text(json.dumps({"sigmas": schedules, "errors": errors}, indent=1))
     write_student(student, config, bundle.base, out / "student", sigmas=schedules)
@@ -106,15 +109,11 @@ def distill(
 
 def restore(student: GenPropNet, name: str | Path) -> None:
     """Give a fresh clone the weights of an earlier student with the same kind of adapter."""
-    bundle, _, _ = load_model(name, merge=False)
+    bundle = read_bundle(name)
+    check_base(bundle)
     student.load_state_dict(bundle.tensors(), strict=False)
     if bundle.lora is not None:
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        state = load_file(bundle.lora / "adapter_model.safetensors")
-        plain = {k.removeprefix("base_model.model."): v.float() for k, v in state.items()}
-        set_peft_model_state_dict(student.backbone, plain)
+        set_lora(student, bundle.lora)
 
 
 def write_student(

@@ -78,10 +78,17 @@ def save_lora(net: GenPropNet, folder: Path, *, rank: int, dtype: torch.dtype = 
 
 def load_lora(net: GenPropNet, folder: Path) -> None:
     """Put the LoRA of `folder` on the backbone, in place."""
-    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), net.backbone)
+    set_lora(net, folder)
+
+
+def set_lora(net: GenPropNet, folder: Path) -> None:
+    """Give a backbone that has a LoRA already the weights of the one in `folder`, in place."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
     state = load_file(folder / "adapter_model.safetensors")
     plain = {k.removeprefix("base_model.model."): v.float() for k, v in state.items()}
     set_peft_model_state_dict(net.backbone, plain)

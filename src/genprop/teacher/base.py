@@ -25,6 +25,7 @@ from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder, ImageEncoder
 from genprop.pixels import to_pixels
+from genprop.teacher.losses import texture_error
 from genprop.teacher.unet import Backbone
 
 
@@ -38,7 +39,7 @@ class AutoencoderObjective(nn.Module):
     """
 
     gradient_weight = 0.2
-    texture_weight = 2.5
+    texture_weight = 5.0
     cell = 8
     latent_weight = 1e-4
 
@@ -54,7 +55,7 @@ class AutoencoderObjective(nn.Module):
         l1 = F.l1_loss(decoded, pixels)
         slopes = [(decoded.diff(dim=d).squeeze(1), pixels.diff(dim=d).squeeze(1)) for d in (-1, -2)]
         gradient = sum((F.l1_loss(ours, true) for ours, true in slopes), torch.zeros(()))
-        texture = sum((self._texture(ours, true) for ours, true in slopes), torch.zeros(()))
+        texture = texture_error(decoded.squeeze(1), pixels.squeeze(1), cell=self.cell).mean()
         power = latents.float().square().mean()
         loss = (
             l1 + self.gradient_weight * gradient + self.texture_weight * texture + self.latent_weight * power
@@ -64,10 +65,6 @@ class AutoencoderObjective(nn.Module):
             sharpness = sum(o.abs().mean() for o, _ in slopes) / sum(t.abs().mean() for _, t in slopes)
         terms = {"l1": l1, "gradient": gradient, "texture": texture, "psnr": psnr, "sharpness": sharpness}
         return {"loss": loss, **terms, "std": power.sqrt()}
-
-    def _texture(self, ours: Tensor, true: Tensor) -> Tensor:
-        """The difference of mean absolute slopes, cell by cell."""
-        return F.l1_loss(F.avg_pool2d(ours.abs(), self.cell), F.avg_pool2d(true.abs(), self.cell))
 
 
 @torch.no_grad()

@@ -96,6 +96,23 @@ def carry_loss(carried_btchw: Tensor, target_btchw: Tensor, mask_bt1hw: Tensor) 
     return (squared * weight).sum() / (weight.sum() * squared.shape[2])
 
 
+def texture_error(ours_nchw: Tensor, true_nchw: Tensor, *, cell: int) -> Tensor:
+    """How far two pictures' mean absolute slopes are apart in each cell of pixels, `[N, H / cell, W / cell]`.
+
+    It asks for as much texture as the truth has, wherever in the cell: no blurred mean is near it.
+    """
+
+    def slopes(image: Tensor) -> list[Tensor]:
+        ends = (image[..., -1:], image[..., -1:, :])
+        return [image.diff(dim=d, append=end).abs() for d, end in zip((-1, -2), ends, strict=True)]
+
+    pooled = (
+        F.avg_pool2d(ours, cell) - F.avg_pool2d(true, cell)
+        for ours, true in zip(slopes(ours_nchw), slopes(true_nchw), strict=True)
+    )
+    return torch.stack([difference.abs().mean(1) for difference in pooled]).sum(0)
+
+
 def mask_loss(logits_bt1hw: Tensor, mask_bt1hw: Tensor, *, kind: str) -> Tensor:
     """L_mpd: binary cross-entropy (the report) or squared error of the probability (the paper)."""
     logits = logits_bt1hw.float()
