@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genprop.config import Config, LossConfig
+from genprop.config import Config
 from genprop.data.latents import Batch
 from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
 from genprop.latents import ImageEncoder
@@ -117,9 +117,9 @@ class CarryObjective(nn.Module):
         inputs = self.region.inputs(batch, None)
         assert self.region.net.carry is not None
         carried = self.region.net.carry(inputs.cond.source, inputs.cond.first).latents_btchw
-        frozen = inputs.cond.first
+        mask, settings = inputs.mask[:, 1:], self.region.config.loss
         with torch.no_grad():
-            terms = region_terms((carried - inputs.target)[:, 1:], inputs.mask[:, 1:], LossConfig())
-            still = region_terms((frozen - inputs.target)[:, 1:], inputs.mask[:, 1:], LossConfig())
+            terms = region_terms((carried - inputs.target)[:, 1:], mask, settings)
+            still = region_terms((inputs.cond.first - inputs.target)[:, 1:], mask, settings)
         loss = carry_loss(carried, inputs.target, inputs.mask)
         return {"loss": loss, "hole": terms["hole"], "keep": terms["keep"], "frozen_hole": still["hole"]}
