@@ -36,14 +36,14 @@ def test_overrides_reach_nested_values() -> None:
         "tiny",
         [
             "teacher.steps=12",
-            "net.fusion=none",
+            "sce.fusion=none",
             "teacher.precision='no'",
             "teacher.betas=[0.5, 0.6]",
             "base.path=some/where",
             "base.unet.layers_per_block=2",
         ],
     )
-    assert (after.teacher.steps, after.net.fusion, after.teacher.precision) == (12, "none", "no")
+    assert (after.teacher.steps, after.sce.fusion, after.teacher.precision) == (12, "none", "no")
     assert after.teacher.betas == (0.5, 0.6)
     assert after.base.path == "some/where"
     assert after.base.unet is not None and after.base.unet["layers_per_block"] == 2
@@ -57,7 +57,7 @@ def test_overrides_reach_nested_values() -> None:
         ("nonsense=3", "nonsense"),
         ("teacher.steps=many", "teacher.steps.*'many'"),
         ("teacher.steps=0", "teacher.steps.*greater than or equal to 1.*got 0"),
-        ("net.fusion=sideways", "net.fusion.*'bidirectional' or 'none'.*'sideways'"),
+        ("sce.fusion=sideways", "sce.fusion.*'bidirectional' or 'none'.*'sideways'"),
         ("clip.frames=[1]", "clip.frames"),
         ("clip=3", "clip"),
         ("name.first=3", "'name' is not a table"),

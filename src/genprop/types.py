@@ -31,6 +31,23 @@ class Clip:
     path: Path | None = None
 
 
+TASKS = ("remove", "insert", "track", "deblur")
+"""The kinds of edit a network can be told of, by their index (GenProp S1)."""
+
+
+@dataclass(frozen=True)
+class MaskedClip:
+    """A window of a clip and one object in it, from which a pair can be made.
+
+    Attributes:
+        frames: uint8 RGB, `[T, H, W, 3]`.
+        mask: the object, bool `[T, H, W]`; empty in frames it is not in.
+    """
+
+    frames: np.ndarray
+    mask: np.ndarray
+
+
 @dataclass(frozen=True)
 class EditSample:
     """One training or evaluation example of a propagated edit.
@@ -39,7 +56,7 @@ class EditSample:
         source: the original video, uint8 `[T, H, W, 3]`.
         target: the video with the edit in every frame, uint8 `[T, H, W, 3]`.
         mask: where the two may differ, effects of the object included, bool `[T, H, W]`.
-        task: the kind of edit ("remove", ...).
+        task: the kind of edit, one of `TASKS`.
     """
 
     source: np.ndarray

@@ -65,8 +65,10 @@ num_hidden_layers = 1
 num_attention_heads = 2
 projection_dim = 16
 
+[sce]
+blocks = 1
+
 [net]
-sce_blocks = 1
 gate = true
 carry = 8
 mpd_hidden = [32, 16]
@@ -174,7 +176,7 @@ def students(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     save_base(base, folder / "base")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = GenPropNet(base.backbone, config.net)
+        net = GenPropNet(base.backbone, config.net, config.sce)
     tensors = trained_tensors(net, backbone=False)
     for name, logit in (("nowhere", -30.0), ("everywhere", 30.0)):
         tensors["mpd.layers.6.bias"] = torch.full((1,), logit)

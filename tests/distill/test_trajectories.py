@@ -40,7 +40,9 @@ def test_the_first_step_is_eulers(rng):
 
 def test_stored_trajectories_are_resumed_and_reproducible(tmp_path, small_base, small_config, rng):
     objective = TeacherObjective(
-        GenPropNet(small_base.backbone, small_config.net), small_base.image_encoder, small_config
+        GenPropNet(small_base.backbone, small_config.net, small_config.sce),
+        small_base.image_encoder,
+        small_config,
     ).requires_grad_(False)
     samples = [
         {

@@ -39,7 +39,7 @@ def bundle(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("bundle")
     base = new_base(small_config.base, seed=0)
     save_base(base, folder / "base")
-    net = GenPropNet(base.backbone, small_config.net)
+    net = GenPropNet(base.backbone, small_config.net, small_config.sce)
     add_lora(net, rank=2)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -75,7 +75,7 @@ def bundle(light_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("bundle")
     base = new_base(light_config.base, seed=0)
     save_base(base, folder / "base")
-    tensors = trained_tensors(GenPropNet(base.backbone, light_config.net), backbone=False)
+    tensors = trained_tensors(GenPropNet(base.backbone, light_config.net, light_config.sce), backbone=False)
     write_bundle(
         folder / "student",
         kind="student",

@@ -377,7 +377,7 @@ def real(
     sampling = SamplingConfig(sigma_max=20.0, guidance_min=1.0, guidance_max=1.0, steps=3)
     config = small_config.model_copy(update={"sampling": sampling})
     save_base(small_base, tmp_path / "base")
-    net = GenPropNet(small_base.backbone, config.net)
+    net = GenPropNet(small_base.backbone, config.net, config.sce)
     enliven(net)
     nodes = karras_sigmas(3, sigma_min=0.002, sigma_max=20.0)[:-1].tolist()
     for kind in ("teacher", "student"):

@@ -35,7 +35,7 @@ Inputs = tuple[Tensor, ...]
 def teacher(small_base: Base, small_config: Config, enliven: Enliven) -> GenPropNet:
     """A teacher whose injection is live, as a trained one's is."""
     torch.manual_seed(0)
-    net = GenPropNet(small_base.backbone, small_config.net).eval()
+    net = GenPropNet(small_base.backbone, small_config.net, small_config.sce).eval()
     enliven(net)
     return net
 

@@ -106,7 +106,8 @@ def test_the_loss_is_of_the_hole_and_a_tenth_of_the_rest():
 def test_a_network_with_a_carry_takes_no_noise_into_it(small_config, small_base: Base, net_inputs):
     table = small_config.model_dump()
     table["net"] |= {"gate": True, "carry": 16}
-    net = GenPropNet(small_base.backbone, parse_config(table).net).eval()
+    config = parse_config(table)
+    net = GenPropNet(small_base.backbone, config.net, config.sce).eval()
     sample, timestep, *rest = net_inputs
     with torch.no_grad():
         one, other = net.parts(sample, timestep, *rest), net.parts(sample + 1, timestep - 1, *rest)
@@ -138,7 +139,7 @@ def test_a_dropped_first_frame_is_not_asked_to_be_carried(small_config, small_ba
     table["noise"]["drop"] = drop
     config = parse_config(table)
     objective = TeacherObjective(
-        GenPropNet(small_base.backbone, config.net), small_base.image_encoder, config
+        GenPropNet(small_base.backbone, config.net, config.sce), small_base.image_encoder, config
     )
     batch = {name: torch.randn(2, 3, 4, 8, 8, generator=rng) for name in ("source", "target")}
     batch["first"] = batch["target"][:, 0]

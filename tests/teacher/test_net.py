@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genprop.config import NetConfig
+from genprop.config import NetConfig, SceConfig
 from genprop.edm import NetDenoiser
 from genprop.teacher.base import Base
 from genprop.teacher.mpd import MaskPredictionDecoder
@@ -16,18 +16,19 @@ from genprop.teacher.net import GenPropNet
 from genprop.types import Cond
 
 VARIANTS = [
-    NetConfig(injection="skips", fusion="bidirectional", injection_norm=False, mpd_hidden=(32, 16)),
-    NetConfig(injection="skips", fusion="none", injection_norm=True, mpd_hidden=(32, 16)),
-    NetConfig(injection="blocks", fusion="bidirectional", injection_norm=True, mpd_hidden=(32, 16)),
-    NetConfig(injection="blocks", fusion="none", injection_norm=False, mpd_hidden=(32, 16)),
+    SceConfig(injection="skips", fusion="bidirectional", norm=False),
+    SceConfig(injection="skips", fusion="none", norm=True),
+    SceConfig(injection="blocks", fusion="bidirectional", norm=True),
+    SceConfig(injection="blocks", fusion="none", norm=False),
 ]
+NET = NetConfig(mpd_hidden=(32, 16))
 Enliven = Callable[[nn.Module], nn.Module]
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda c: f"{c.injection}-{c.fusion}-{c.injection_norm}")
+@pytest.fixture(params=VARIANTS, ids=lambda c: f"{c.injection}-{c.fusion}-{c.norm}")
 def net(request: pytest.FixtureRequest, small_base: Base) -> GenPropNet:
     torch.manual_seed(0)
-    return GenPropNet(small_base.backbone, request.param).eval()
+    return GenPropNet(small_base.backbone, NET, request.param).eval()
 
 
 def bare(net: GenPropNet, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -101,8 +102,8 @@ def test_samples_of_a_batch_do_not_mix(
 def test_the_ratio_is_of_what_is_injected_to_what_it_is_added_to(
     small_base: Base, net_inputs: tuple[Tensor, ...], enliven: Enliven, injection: str
 ) -> None:
-    config = NetConfig.model_validate({"injection": injection, "sce_blocks": 1, "mpd_hidden": (32, 16)})
-    net = GenPropNet(small_base.backbone, config)
+    sce = SceConfig.model_validate({"injection": injection, "blocks": 1})
+    net = GenPropNet(small_base.backbone, NET, sce)
     enliven(net)
     parts = net.parts(*net_inputs)
     skips = net.backbone.body(parts.stem).targets_nchw

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor, nn
 
-from genprop.config import ClipConfig, NetConfig
+from genprop.config import ClipConfig, NetConfig, SceConfig
 from genprop.data.latents import time_ids
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.pixels import to_pixels
@@ -83,7 +83,7 @@ def distance(got: Tensor, expected: Tensor) -> float:
 @pytest.fixture
 def net(base: Base) -> GenPropNet:
     torch.manual_seed(0)
-    return GenPropNet(base.backbone, NetConfig(sce_blocks=2)).eval()
+    return GenPropNet(base.backbone, NetConfig(), SceConfig(blocks=2)).eval()
 
 
 def test_at_the_start_the_latents_are_the_pipelines(

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genprop.config import Config, NetConfig
+from genprop.config import Config, NetConfig, SceConfig
 from genprop.errors import GenPropError
 from genprop.teacher.base import Base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.sce import Injection, SelectiveContentEncoder
 
 VARIANTS = [
-    NetConfig(injection=injection, fusion=fusion, injection_norm=norm, mpd_hidden=(32, 16))
+    SceConfig(injection=injection, fusion=fusion, norm=norm)
     for injection in ("skips", "blocks")
     for fusion in ("bidirectional", "none")
     for norm in (False, True)
@@ -27,8 +27,8 @@ VARIANTS = [
 WITHOUT_EFFECT = re.compile(r"sce\.down_blocks\.\d+\.attentions\..*\.(attn2\.to_[qk]|norm2)\.")
 
 
-def variant_name(config: NetConfig) -> str:
-    return f"{config.injection}-{config.fusion}-{'norm' if config.injection_norm else 'plain'}"
+def variant_name(config: SceConfig) -> str:
+    return f"{config.injection}-{config.fusion}-{'norm' if config.norm else 'plain'}"
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Trial:
 @pytest.fixture(params=VARIANTS, ids=variant_name)
 def trial(request: pytest.FixtureRequest, small_base: Base, net_inputs: tuple[Tensor, ...]) -> Trial:
     torch.manual_seed(0)
-    return Trial(GenPropNet(small_base.backbone, request.param), net_inputs)
+    return Trial(GenPropNet(small_base.backbone, NetConfig(mpd_hidden=(32, 16)), request.param), net_inputs)
 
 
 def test_every_parameter_that_trains_gets_a_gradient(trial: Trial) -> None:
@@ -107,7 +107,7 @@ def test_one_residual_for_each_skip_or_block(
     small_base: Base, net_inputs: tuple[Tensor, ...], injection: str, blocks: int, expected: int
 ) -> None:
     """The stem gives one skip, a block of one layer two; the last block has no downsampler and gives one."""
-    config = NetConfig.model_validate({"injection": injection, "sce_blocks": blocks})
+    config = SceConfig.model_validate({"injection": injection, "blocks": blocks})
     backbone = small_base.backbone
     sample, timestep, first, source, embedding, ids = net_inputs
     stem = backbone.stem(torch.cat([sample, first], dim=2), timestep, embedding, ids)
@@ -122,7 +122,7 @@ def test_the_copies_start_as_the_backbone_and_share_nothing_with_it(
     small_base: Base, small_config: Config
 ) -> None:
     backbone = small_base.backbone
-    sce = SelectiveContentEncoder(backbone, small_config.net)
+    sce = SelectiveContentEncoder(backbone, small_config.sce)
     theirs = backbone.state_dict()
     copied = {n: p for n, p in sce.state_dict().items() if n.startswith(("conv_in.", "down_blocks."))}
     assert copied
@@ -138,7 +138,7 @@ def test_it_reads_the_source_and_the_first_frame_and_the_noise_only_when_fused(
     backbone = small_base.backbone
     sample, timestep, first, source, embedding, ids = net_inputs
     for fusion in ("bidirectional", "none"):
-        sce = SelectiveContentEncoder(backbone, NetConfig.model_validate({"fusion": fusion}))
+        sce = SelectiveContentEncoder(backbone, SceConfig.model_validate({"fusion": fusion}))
         if sce.fusion is not None:
             nn.init.normal_(sce.fusion.conv.weight, generator=torch.Generator().manual_seed(0))
 
@@ -155,5 +155,5 @@ def test_it_reads_the_source_and_the_first_frame_and_the_noise_only_when_fused(
 
 
 def test_more_blocks_than_the_backbone_has_are_refused(small_base: Base) -> None:
-    with pytest.raises(GenPropError, match="sce_blocks is 3, but the backbone has 2"):
-        SelectiveContentEncoder(small_base.backbone, NetConfig(sce_blocks=3))
+    with pytest.raises(GenPropError, match=r"sce\.blocks is 3, but the backbone has 2"):
+        SelectiveContentEncoder(small_base.backbone, SceConfig(blocks=3))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genprop.config import NetConfig
+from genprop.config import NetConfig, SceConfig
 from genprop.teacher.carry import Carried, Carry
 from genprop.teacher.gate import MaskGate
 from genprop.teacher.mpd import MaskPredictionDecoder
@@ -39,13 +39,14 @@ class GenPropNet(nn.Module):
 
     Args:
         backbone: the image-to-video backbone. It is frozen here; a student's LoRA is added after.
-        config: how content encoder and mask decoder are built.
+        config: mask decoder and what stands beside it.
+        sce: the content encoder and its injections.
     """
 
-    def __init__(self, backbone: Backbone, config: NetConfig) -> None:
+    def __init__(self, backbone: Backbone, config: NetConfig, sce: SceConfig) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        self.sce = SelectiveContentEncoder(backbone, config)
+        self.sce = SelectiveContentEncoder(backbone, sce)
         widths = backbone.config["block_out_channels"]
         self.mpd = MaskPredictionDecoder(widths[min(1, len(widths) - 1)], hidden=config.mpd_hidden)
         self.gate = MaskGate() if config.gate else None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genprop.config import NetConfig
+from genprop.config import SceConfig
 from genprop.errors import GenPropError
 from genprop.teacher.unet import Backbone, Stem, run_block
 
@@ -49,22 +49,22 @@ class Injection(nn.Module):
 
 
 class SelectiveContentEncoder(nn.Module):
-    """Copies of `conv_in` and the first `config.sce_blocks` down blocks, and an injection for each output."""
+    """Copies of `conv_in` and the first `config.blocks` down blocks, and an injection for each output."""
 
-    def __init__(self, backbone: Backbone, config: NetConfig) -> None:
+    def __init__(self, backbone: Backbone, config: SceConfig) -> None:
         super().__init__()
         available = len(backbone.down_blocks)
-        if config.sce_blocks > available:
+        if config.blocks > available:
             raise GenPropError(
-                f"net.sce_blocks is {config.sce_blocks}, but the backbone has {available} down blocks",
-                "set net.sce_blocks to at most that",
+                f"sce.blocks is {config.blocks}, but the backbone has {available} down blocks",
+                "set sce.blocks to at most that",
             )
         self.injection = config.injection
         self.conv_in = copy.deepcopy(backbone.conv_in)
-        self.down_blocks = copy.deepcopy(backbone.down_blocks[: config.sce_blocks])
+        self.down_blocks = copy.deepcopy(backbone.down_blocks[: config.blocks])
         stem_channels = backbone.conv_in.out_channels
         self.fusion = Injection(stem_channels, norm=False) if config.fusion == "bidirectional" else None
-        block_channels = backbone.config["block_out_channels"][: config.sce_blocks]
+        block_channels = backbone.config["block_out_channels"][: config.blocks]
         if config.injection == "blocks":
             channels = list(block_channels)
         else:
@@ -72,7 +72,7 @@ class SelectiveContentEncoder(nn.Module):
             blocks: Any = self.down_blocks  # upstream's, of either kind
             for block, width in zip(blocks, block_channels, strict=True):
                 channels += [width] * (len(block.resnets) + (block.downsamplers is not None))
-        self.injections = nn.ModuleList(Injection(c, norm=config.injection_norm) for c in channels)
+        self.injections = nn.ModuleList(Injection(c, norm=config.norm) for c in channels)
         self.requires_grad_(True)
 
     def forward(self, stem: Stem, source_btchw: Tensor, reference_btchw: Tensor) -> SceOut:

@@ -256,7 +256,7 @@ def train_carry(
 
 def _net(config: Config, base: Base, *, base_path: str | Path, start: str | Path | None) -> GenPropNet:
     """A fresh network over `base`, with the weights of the teacher `start` where it has them."""
-    net = GenPropNet(base.backbone, config.net)
+    net = GenPropNet(base.backbone, config.net, config.sce)
     if start is not None:
         bundle = read_bundle(start)
         check_base(bundle, base_path)
