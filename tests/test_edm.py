@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from genprop.draws import Draws
 from genprop.edm import (
     Guided,
     NetDenoiser,
@@ -102,7 +103,7 @@ def test_the_net_sees_scaled_noise_its_level_and_the_condition(rng: torch.Genera
 
 def test_training_noise_is_log_normal_and_repeats() -> None:
     def draw() -> Tensor:
-        return sample_sigma(20_000, mean=0.7, std=1.6, generator=torch.Generator().manual_seed(3))
+        return sample_sigma(Draws.of(3, 20_000), mean=0.7, std=1.6)
 
     logs = draw().log()
     assert logs.mean().item() == pytest.approx(0.7, abs=4 * 1.6 / math.sqrt(20_000))

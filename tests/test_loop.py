@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genprop.checkpoint import list_checkpoints
+from genprop.draws import Draws
 from genprop.errors import GenPropError
-from genprop.loop import Batches, TrainConfig, ema_decay, fit, learning_rate, random_seeds, swapped
+from genprop.loop import Batches, TrainConfig, ema_decay, fit, learning_rate, sample_seeds, swapped
 
 
 class Regression(nn.Module):
@@ -31,9 +32,9 @@ class Regression(nn.Module):
         self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
         self.noise = noise
 
-    def forward(self, batch: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: list[Tensor], draws: Draws) -> dict[str, Tensor]:
         x, y = batch
-        x = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
+        x = x + self.noise * draws.randn(*x.shape[1:])
         loss = (self.net(x) - y).square().mean()
         return {"loss": loss, "noise": x.std()}
 
@@ -47,7 +48,7 @@ class Constant(nn.Module):
         self.poison = poison
         self.calls = 0
 
-    def forward(self, batch: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: list[Tensor], draws: Draws) -> dict[str, Tensor]:
         self.calls += 1
         scale = self.poison if self.poison is not None and self.calls == 4 else 1.0
         return {"loss": self.weight * scale, "penalty": torch.tensor(0.25)}
@@ -83,7 +84,7 @@ def test_it_learns_and_logs(tmp_path: Path) -> None:
     assert summary["loss"] == log[-1]["loss"] and summary["steps"] == 150
     assert list((tmp_path / "tensorboard").glob("events*"))
     x, y = points().tensors
-    assert objective([x, y], torch.Generator())["loss"] < 0.05 * log[0]["loss"]  # and so do the EMA weights
+    assert objective([x, y], Draws.of(0, len(x)))["loss"] < 0.05 * log[0]["loss"]  # and so do the EMA weights
 
 
 def test_bf16_trains_and_the_objective_is_itself_again(tmp_path: Path) -> None:
@@ -112,11 +113,11 @@ from genprop.loop import fit
 
 class Killed(Regression):
     calls = 0
-    def forward(self, batch, generator):
+    def forward(self, batch, draws):
         self.calls += 1
         if self.calls == 2 * 17 + 2:  # in the second micro-batch of step 18, after the checkpoint of 15
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(batch, generator)
+        return super().forward(batch, draws)
 
 config = TrainConfig(**{config!r})
 fit(Killed(noise=0.1, dropout=0.2), points(22), config, Path({out!r}))
@@ -224,7 +225,7 @@ def test_vectors_do_not_decay(tmp_path: Path) -> None:
             super().__init__()
             self.matrix, self.vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
 
-        def forward(self, batch: object, generator: torch.Generator) -> dict[str, Tensor]:
+        def forward(self, batch: object, draws: Draws) -> dict[str, Tensor]:
             return {"loss": 0.0 * (self.matrix.sum() + self.vector.sum())}
 
     config = TrainConfig(
@@ -364,16 +365,20 @@ def test_skipped_samples_are_not_loaded() -> None:
     assert data.loaded == 4
 
 
-def test_every_micro_batch_has_its_own_seeds() -> None:
-    seeds = [
-        seed
-        for config in (TrainConfig(steps=1), TrainConfig(steps=1, seed=1))
-        for step in range(3)
-        for process in range(2)
-        for micro in range(2)
-        for seed in random_seeds(config, step=step, process=process, micro=micro)
-    ]
-    assert len(set(seeds)) == len(seeds) == 48
+def test_every_sample_has_its_own_seed_whoever_computes_it() -> None:
+    def seeds(processes: int, **settings: int) -> list[int]:
+        config = TrainConfig(steps=1, **settings)  # type: ignore[arg-type]
+        return [
+            seed
+            for step in range(3)
+            for micro in range(config.accumulate)
+            for process in range(processes)
+            for seed in sample_seeds(config, step=step, process=process, processes=processes, micro=micro)
+        ]
+
+    alone = seeds(1, batch_size=4)
+    assert len(set(alone)) == 12 and not set(alone) & set(seeds(1, batch_size=4, seed=1))
+    assert seeds(2, batch_size=2) == seeds(1, batch_size=2, accumulate=2) == alone
 
 
 def test_workers_do_not_change_the_result(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from genprop.draws import Draws
 from genprop.types import Cond, Net
 
 
@@ -49,9 +50,9 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return x0.float() + sigma.float().view(-1, 1, 1, 1, 1) * noise.float()
 
 
-def sample_sigma(count: int, *, mean: float, std: float, generator: torch.Generator) -> Tensor:
-    """Training noise levels, `ln s ~ N(mean, std^2)` (EDM 5; SVD-XT: 0.7 and 1.6). Returns `[count]`."""
-    return (mean + std * torch.randn(count, generator=generator, device=generator.device)).exp()
+def sample_sigma(draws: Draws, *, mean: float, std: float) -> Tensor:
+    """Training noise levels, `ln s ~ N(mean, std^2)` (EDM 5; SVD-XT: 0.7 and 1.6). Returns `[B]`."""
+    return (mean + std * draws.randn()).exp()
 
 
 def karras_sigmas(steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:

@@ -1,12 +1,12 @@
 """The one training loop: `fit` runs any objective, over accelerate.
 
-An objective is an `nn.Module` that holds its networks and maps `(batch, generator)` to a dict of scalar
+An objective is an `nn.Module` that holds its networks and maps `(batch, draws)` to a dict of scalar
 tensors with a key `loss`. What trains is exactly its parameters that require a gradient.
 
-Resuming is exact by construction: all that is random in a step is a function of (seed, step, process,
-micro-batch), and the order of the data is a function of (seed, epoch). A run that was killed and
-resumed has the weights of one that never stopped, bit for bit. The dataset has its part in this:
-`dataset[i]` must depend on `i` only.
+Resuming is exact by construction: all that is random in a step is a function of the seed and of each
+sample's place in the stream of data, and the order of the data is a function of (seed, epoch). A run
+that was killed and resumed has the weights of one that never stopped, bit for bit. The dataset has its
+part in this: `dataset[i]` must depend on `i` only.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from genprop.checkpoint import load_checkpoint, open_run, read_state, save_checkpoint
 from genprop.config import TrainConfig
+from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.runlog import RunLog
 
@@ -66,11 +67,11 @@ def ema_decay(step: int, config: TrainConfig) -> float:
     return min(config.ema, (1 + step) / (10 + step))
 
 
-def random_seeds(config: TrainConfig, *, step: int, process: int, micro: int) -> tuple[int, int]:
-    """Two independent seeds for one micro-batch: of the objective's generator, and of dropout."""
-    sequence = np.random.SeedSequence([config.seed, step, process, micro])
-    first, second = sequence.generate_state(2, np.uint64)
-    return int(first), int(second)
+def sample_seeds(config: TrainConfig, *, step: int, process: int, processes: int, micro: int) -> list[int]:
+    """A seed for each sample of a micro-batch, by its place in the stream that `Batches` deals out."""
+    first = ((step * config.accumulate + micro) * processes + process) * config.batch_size
+    places = range(first, first + config.batch_size)
+    return [int(np.random.SeedSequence([config.seed, i]).generate_state(1, np.uint64)[0]) for i in places]
 
 
 class Batches(Sampler[list[int]]):
@@ -130,8 +131,8 @@ def fit(
     """Train the parameters of `objective` that require a gradient; they hold their EMA afterwards.
 
     Args:
-        objective: `(batch, generator) -> {"loss": ..., term: ...}`, scalar tensors, the same keys at
-            every call. `generator` is on the device of the batch. Train or eval mode is left as it is.
+        objective: `(batch, draws) -> {"loss": ..., term: ...}`, scalar tensors, the same keys at
+            every call. `draws` is for the samples of the batch. Train or eval mode is left as it is.
         dataset: map-style and sized; `dataset[i]` depends on `i` only.
         out: the folder for `checkpoints/`, `log.jsonl`, `tensorboard/` and `samples/`.
         collate: samples to a batch; PyTorch's default if None.
@@ -262,16 +263,22 @@ def _accumulated_gradients(
     totals: dict[str, Tensor] = {}
     for micro in range(config.accumulate):
         batch = send_to_device(next(batches), device)
-        seeds = random_seeds(config, step=step, process=accelerator.process_index, micro=micro)
-        generator = torch.Generator(device).manual_seed(seeds[0])
+        seeds = sample_seeds(
+            config,
+            step=step,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            micro=micro,
+        )
+        draws = Draws(seeds, device=device)
         last = micro == config.accumulate - 1
         # dropout can only draw from the global generator: seed that, too, for this micro-batch alone
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             nullcontext() if last else accelerator.no_sync(prepared),
         ):
-            torch.manual_seed(seeds[1])
-            terms = prepared(batch, generator)
+            torch.manual_seed(seeds[0])
+            terms = prepared(batch, draws)
             accelerator.backward(terms["loss"] / config.accumulate)
         for name, value in terms.items():
             total = value.detach().float() / config.accumulate

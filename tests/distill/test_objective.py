@@ -11,6 +11,7 @@ from torch import nn
 from genprop.config import Config, load_config
 from genprop.distill.objective import ConsistencyObjective, grid, pseudo_huber, teacher_target
 from genprop.distill.trajectories import trajectory
+from genprop.draws import Draws
 from genprop.edm import NetDenoiser
 from genprop.loop import fit
 from genprop.teacher.net import Parts
@@ -185,7 +186,7 @@ def test_a_reward_is_subtracted():
     student = SmallStudent()
     losses = [
         ConsistencyObjective(student, NoImage(), config, rewards=rewards)(  # type: ignore[arg-type]
-            batch, torch.Generator().manual_seed(0)
+            batch, Draws.of(0, 4)
         )["loss"].item()
         for rewards in ({}, {"quarter": (2.0, lambda x0, inputs: torch.full((4,), 0.25))})
     ]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from genprop.config import load_config
 from genprop.data.latents import render_frames
 from genprop.data.procedural import ProceduralClips
+from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.pixels import to_pixels
 from genprop.teacher.base import (
@@ -37,14 +38,14 @@ def test_the_pca_start_is_the_pca_of_the_patches():
     assert float(ours / exact) == pytest.approx(1, abs=0.1)
 
 
-def test_the_autoencoder_objective_learns_from_random_weights(rng):
+def test_the_autoencoder_objective_learns_from_random_weights():
     base = new_base(load_config("tiny").base, seed=0)
     frames = render_frames(ProceduralClips(4, 3, frames=1, height=96, width=96), workers=0)
     objective = AutoencoderObjective(base.autoencoder)
     optimizer = torch.optim.Adam(base.autoencoder.parameters(), 1e-3)
     losses = []
     for _ in range(10):
-        terms = objective(frames, rng)
+        terms = objective(frames, Draws.of(0, len(frames)))
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
@@ -52,9 +53,9 @@ def test_the_autoencoder_objective_learns_from_random_weights(rng):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_dropped_conditions_are_zero_and_others_untouched(rng):
+def test_dropped_conditions_are_zero_and_others_untouched():
     first, embedding = torch.ones(400, 1, 1, 1, 1), torch.ones(400, 1, 2)
-    dropped_first, dropped_embedding = drop_condition(first, embedding, 0.25, rng)
+    dropped_first, dropped_embedding = drop_condition(first, embedding, 0.25, Draws.of(0, 400))
     kept = dropped_first.flatten()
     assert set(kept.tolist()) == {0.0, 1.0}
     assert float(kept.mean()) == pytest.approx(0.75, abs=0.07)
@@ -101,7 +102,7 @@ def test_the_backbone_objective_reaches_backbone_and_image_encoder(rng):
         "source_image": torch.randn(1, 3, 32, 32, generator=rng),
         "added_time_ids": torch.tensor([[6.0, 127.0, 0.02]]),
     }
-    objective(batch, torch.Generator().manual_seed(1))["loss"].backward()
+    objective(batch, Draws.of(1, 1))["loss"].backward()
     assert base.backbone.conv_in.weight.grad is not None
     assert any(float(p.grad.abs().sum()) > 0 for p in base.image_encoder.parameters() if p.grad is not None)
 

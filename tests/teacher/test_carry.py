@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from genprop.config import parse_config
+from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.teacher.base import Base
 from genprop.teacher.carry import Carry
@@ -146,7 +147,7 @@ def test_a_dropped_first_frame_is_not_asked_to_be_carried(small_config, small_ba
     batch["image"] = torch.randn(2, 3, 16, 16, generator=rng)
     batch["mask"] = torch.rand(2, 3, 16, 16, generator=rng) < 0.5
     batch["added_time_ids"] = torch.tensor([[6.0, 127.0, 0.02]]).expand(2, 3)
-    terms = objective(batch, rng)
+    terms = objective(batch, Draws.of(0, 2))
     assert (terms["carry"] > 0) == counts
-    carry = CarryObjective(objective)(batch, rng)
+    carry = CarryObjective(objective)(batch, Draws.of(0, 2))
     assert carry["loss"] > 0 and carry["frozen_hole"] > 0

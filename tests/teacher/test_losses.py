@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genprop.config import LossConfig
+from genprop.draws import Draws
 from genprop.teacher.losses import (
     gradient_loss,
     latent_mask,
@@ -55,15 +56,13 @@ def test_gradient_loss_of_a_linear_map_is_its_squared_slope_inside_the_mask():
     mask = torch.zeros(4, 4, 1, 16, 16)
     mask[..., :8, :] = 1
     for step in (0.1, 1.0):
-        value = gradient_loss(
-            lambda s: 3 * s, source, mask, step=step, generator=torch.Generator().manual_seed(0)
-        )
+        value = gradient_loss(lambda s: 3 * s, source, mask, step=step, draws=Draws.of(0, 4))
         assert float(value) == pytest.approx(9 * 0.5, rel=0.05)
 
 
 def test_gradient_loss_ignores_what_is_outside_the_mask():
     source, mask = torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 1, 1, 4, 4)
-    assert gradient_loss(lambda s: s, source, mask, step=0.1, generator=torch.Generator()) == 0
+    assert gradient_loss(lambda s: s, source, mask, step=0.1, draws=Draws.of(0, 1)) == 0
 
 
 def test_gradient_loss_reaches_both_branches():
@@ -77,7 +76,7 @@ def test_gradient_loss_reaches_both_branches():
         out.register_hook(lambda g: reached.append(float(g.abs().sum())))
         return out
 
-    gradient_loss(features, source, mask, step=0.5, generator=torch.Generator().manual_seed(0)).backward()
+    gradient_loss(features, source, mask, step=0.5, draws=Draws.of(0, 1)).backward()
     assert len(reached) == 2 and all(value > 0 for value in reached)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from genprop.config import Config
 from genprop.data.latents import Batch
+from genprop.draws import Draws
 from genprop.edm import Denoiser, NetDenoiser, add_noise, karras_sigmas, precondition
 from genprop.latents import ImageEncoder
 from genprop.sampling import euler_step
@@ -113,20 +114,20 @@ class ConsistencyObjective(nn.Module):
         self.region = TeacherObjective(student, image_encoder, config)
         self.teacher, self.rewards, self.config = teacher, rewards or {}, config
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         distill, student = self.config.distill, self.region.net
         inputs = self.region.inputs(batch, None)
         count, device = len(inputs.target), inputs.target.device
         sigmas = (trajectory_grid if "trajectory" in batch else grid)(self.config).to(device)
-        node = torch.randint(0, len(sigmas) - 1, (count,), generator=generator, device=device)
-        top = torch.rand(count, generator=generator, device=device) < distill.top_share
+        node = draws.randint(len(sigmas) - 1)
+        top = draws.rand() < distill.top_share
         node = torch.where(top, 0, node)
         if "trajectory" in batch:
             nodes = batch["trajectory"].float()
             x, target = nodes[torch.arange(count, device=device), node], nodes[:, -1]
         else:
             assert self.teacher is not None, "without trajectories the objective needs the teacher"
-            noise = torch.randn(inputs.target.shape, generator=generator, device=device)
+            noise = draws.randn(*inputs.target.shape[1:])
             x = add_noise(inputs.target, noise, sigmas[node])
             target = teacher_target(
                 self.teacher,
@@ -144,7 +145,7 @@ class ConsistencyObjective(nn.Module):
         x0 = p.c_skip * x + p.c_out * parts.out.velocity.float()
         weight = (sigma - sigmas[node + 1]) ** distill.weight_exponent
         consistency = (pseudo_huber(x0 - target, distill.huber).mean(dim=(1, 2, 3, 4)) * weight).mean()
-        terms = self.region.terms(parts, x0 - inputs.target, inputs, generator)
+        terms = self.region.terms(parts, x0 - inputs.target, inputs, draws)
         region = terms.pop("loss")
         loss = consistency + distill.region * region
         for name, (weight_of, reward) in self.rewards.items():

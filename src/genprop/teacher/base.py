@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from genprop.config import BaseConfig, Config, NoiseConfig
 from genprop.data.latents import Batch
+from genprop.draws import Draws
 from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder, ImageEncoder
@@ -47,7 +48,7 @@ class AutoencoderObjective(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, frames: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, draws: Draws) -> dict[str, Tensor]:
         """`frames`: uint8 `[N, H, W, 3]`."""
         pixels = to_pixels(frames).unsqueeze(1)
         latents = self.autoencoder.encode(pixels)
@@ -118,10 +119,10 @@ def start_from_pca(autoencoder: Autoencoder, frames: Tensor) -> None:
 
 
 def drop_condition(
-    first: Tensor, embedding: Tensor, probability: float, generator: torch.Generator
+    first: Tensor, embedding: Tensor, probability: float, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Zero the first frame and the embedding of some samples, so that guidance has its branch."""
-    keep = torch.rand(len(first), generator=generator, device=first.device) >= probability
+    keep = draws.rand() >= probability
     return first * keep.view(-1, 1, 1, 1, 1), embedding * keep.view(-1, 1, 1)
 
 
@@ -137,18 +138,17 @@ class BackboneObjective(nn.Module):
         self.backbone, self.image_encoder = backbone, image_encoder
         self.noise: NoiseConfig = config.noise
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        device = batch["target"].device
-        edited = torch.rand(len(batch["target"]), generator=generator, device=device) < 0.5
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        edited = draws.rand() < 0.5
         pick = edited.view(-1, 1, 1, 1, 1)
         x0 = torch.where(pick, batch["target"], batch["source"]).float()
         first = torch.where(pick[:, 0], batch["first"], batch["source_first"]).float()
         pixels = torch.where(pick[:, 0], batch["image"], batch["source_image"]).float()
         first = first.unsqueeze(1).expand_as(x0)
         embedding = self.image_encoder.embed(pixels)
-        first, embedding = drop_condition(first, embedding, self.noise.drop, generator)
-        sigma = sample_sigma(len(x0), mean=self.noise.mean, std=self.noise.std, generator=generator)
-        x = add_noise(x0, torch.randn(x0.shape, generator=generator, device=device), sigma)
+        first, embedding = drop_condition(first, embedding, self.noise.drop, draws)
+        sigma = sample_sigma(draws, mean=self.noise.mean, std=self.noise.std)
+        x = add_noise(x0, draws.randn(*x0.shape[1:]), sigma)
         p = precondition(sigma)
         stem = self.backbone.stem(
             torch.cat([p.c_in * x, first], dim=2), p.c_noise, embedding, batch["added_time_ids"]

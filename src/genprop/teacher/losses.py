@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genprop.config import LossConfig
+from genprop.draws import Draws
 
 
 def latent_mask(mask_bthw: Tensor, size: tuple[int, int], *, kind: str) -> Tensor:
@@ -68,7 +69,7 @@ def gradient_loss(
     mask_bt1hw: Tensor,
     *,
     step: float,
-    generator: torch.Generator,
+    draws: Draws,
     at_source: Tensor | None = None,
 ) -> Tensor:
     """L_grad: how much the content encoder's features change with what is under the mask.
@@ -80,7 +81,7 @@ def gradient_loss(
         features: the content encoder as a function of `source`.
         at_source: `features(source)`, where that is at hand.
     """
-    direction = torch.randn(source_btchw.shape, generator=generator, device=source_btchw.device)
+    direction = draws.randn(*source_btchw.shape[1:])
     there = features(source_btchw + step * direction * mask_bt1hw)
     here = features(source_btchw) if at_source is None else at_source
     return (((there - here).float() / step) ** 2).mean()
@@ -93,7 +94,8 @@ def carry_loss(carried_btchw: Tensor, target_btchw: Tensor, mask_bt1hw: Tensor) 
     """
     squared = (carried_btchw - target_btchw)[:, 1:].float() ** 2
     weight = mask_bt1hw[:, 1:] + 0.1
-    return (squared * weight).sum() / (weight.sum() * squared.shape[2])
+    each = (squared * weight).flatten(1).sum(1) / (weight.flatten(1).sum(1) * squared.shape[2])
+    return each.mean()  # by sample, so that a batch may be split among processes
 
 
 def texture_error(ours_nchw: Tensor, true_nchw: Tensor, *, cell: int) -> Tensor:

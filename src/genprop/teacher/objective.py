@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genprop.config import Config
 from genprop.data.latents import Batch
+from genprop.draws import Draws
 from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
 from genprop.latents import ImageEncoder
 from genprop.teacher.base import drop_condition
@@ -48,35 +49,32 @@ class TeacherObjective(nn.Module):
         super().__init__()
         self.net, self.image_encoder, self.config = net, image_encoder, config
 
-    def inputs(self, batch: Batch, generator: torch.Generator | None) -> Inputs:
-        """A batch from the latent cache; with a generator, the image condition of some is dropped."""
+    def inputs(self, batch: Batch, draws: Draws | None) -> Inputs:
+        """A batch from the latent cache; with draws, the image condition of some is dropped."""
         target, source = batch["target"].float(), batch["source"].float()
         first = batch["first"].float().unsqueeze(1).expand_as(target)
         with torch.no_grad():
             embedding = self.image_encoder.embed(batch["image"].float())
-        if generator is not None:
-            first, embedding = drop_condition(first, embedding, self.config.noise.drop, generator)
+        if draws is not None:
+            first, embedding = drop_condition(first, embedding, self.config.noise.drop, draws)
         mask = latent_mask(
             batch["mask"], (target.shape[-2], target.shape[-1]), kind=self.config.loss.downsample
         )
         return Inputs(target, Cond(first, source, embedding, batch["added_time_ids"].float()), mask)
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        inputs = self.inputs(batch, generator)
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        inputs = self.inputs(batch, draws)
         target, cond, noise = inputs.target, inputs.cond, self.config.noise
-        device = target.device
-        sigma = sample_sigma(len(target), mean=noise.mean, std=noise.std, generator=generator)
-        x = add_noise(target, torch.randn(target.shape, generator=generator, device=device), sigma)
+        sigma = sample_sigma(draws, mean=noise.mean, std=noise.std)
+        x = add_noise(target, draws.randn(*target.shape[1:]), sigma)
         p = precondition(sigma)
         parts = self.net.parts(
             p.c_in * x, p.c_noise, cond.first, cond.source, cond.image_embedding, cond.added_time_ids
         )
         error = parts.out.velocity.float() - velocity_target(target, x, sigma)
-        return self.terms(parts, error, inputs, generator)
+        return self.terms(parts, error, inputs, draws)
 
-    def terms(
-        self, parts: Parts, error: Tensor, inputs: Inputs, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def terms(self, parts: Parts, error: Tensor, inputs: Inputs, draws: Draws) -> dict[str, Tensor]:
         """The region-aware loss of an error, be it of a velocity or of an x0."""
         loss = self.config.loss
         terms = region_terms(error, inputs.mask, loss)
@@ -88,7 +86,7 @@ class TeacherObjective(nn.Module):
                 inputs.cond.source,
                 inputs.mask,
                 step=loss.gradient_step,
-                generator=generator,
+                draws=draws,
                 at_source=parts.sce.features_nchw,
             )
             total = total + loss.gradient * terms["gradient"]
@@ -113,7 +111,7 @@ class CarryObjective(nn.Module):
         super().__init__()
         self.region = region
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         inputs = self.region.inputs(batch, None)
         assert self.region.net.carry is not None
         carried = self.region.net.carry(inputs.cond.source, inputs.cond.first).latents_btchw

@@ -21,6 +21,7 @@ from genprop.config import Config
 from genprop.data.latents import Batch, LatentFolder, encode_dataset, render_frames
 from genprop.data.procedural import ProceduralClips
 from genprop.data.triplets import TripletFolder
+from genprop.draws import Draws
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder
@@ -138,7 +139,7 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
     objective = AutoencoderObjective(made.autoencoder)
 
     def validate(step: int) -> tuple[dict[str, float], np.ndarray]:
-        terms = objective(held_out, torch.Generator().manual_seed(0))
+        terms = objective(held_out, Draws.of(0, len(held_out)))
         shown = held_out[:8]
         decoded = to_uint8(made.autoencoder.decode(made.autoencoder.encode_scaled(to_pixels(shown)[None])))
         return numbers(terms), contact_sheet([("truth", shown.numpy()), ("decoded", decoded[0].numpy())])
@@ -170,7 +171,7 @@ def train_backbone(
     objective = BackboneObjective(base.backbone, base.image_encoder, config)
 
     def validate(step: int) -> tuple[dict[str, float], None]:
-        terms = [numbers(objective(held_out, torch.Generator().manual_seed(seed))) for seed in range(4)]
+        terms = [numbers(objective(held_out, Draws.of(seed, len(held_out["target"])))) for seed in range(4)]
         return {name: float(np.mean([t[name] for t in terms])) for name in terms[0]}, None
 
     summary = fit(objective, samples, config.backbone, out, validate=validate, resume=resume)
@@ -246,7 +247,7 @@ def train_carry(
     net.carry.trust.requires_grad_(False)  # read by the gate only
 
     def validate(step: int) -> tuple[dict[str, float], None]:
-        return numbers(objective(held_out, torch.Generator())), None
+        return numbers(objective(held_out, Draws.of(0, len(held_out["target"])))), None
 
     summary = fit(objective, samples, config.carry, out, validate=validate, resume=resume)
     if is_main_process():
@@ -282,10 +283,10 @@ def sampled_validation(
 
     def validate(step: int) -> tuple[dict[str, float], np.ndarray]:
         inputs = objective.inputs(held_out, None)
-        noise = torch.randn(inputs.target.shape, generator=torch.Generator().manual_seed(0))
+        noise = Draws.of(0, len(inputs.target)).randn(*inputs.target.shape[1:])
         x0, logits = sample(noise.to(inputs.target.device), objective)
         terms = region_terms((x0 - inputs.target)[:, 1:], inputs.mask[:, 1:], objective.config.loss)
-        ratio = float(objective(held_out, torch.Generator().manual_seed(0))["injection_ratio"])
+        ratio = float(objective(held_out, Draws.of(0, len(x0)))["injection_ratio"])
         if ratio > LOUD_INJECTION:
             logger.warning("injected features deviate %.1f times as much as the backbone's", ratio)
         scalars = {
