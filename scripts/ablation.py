@@ -52,7 +52,6 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("loss.gradient=1.0", "loss.gradient_features=all"),
     ),
     "temporal": ("with temporal consistency", ("loss.temporal=1.0",)),
-    "tasks": ("with a task embedding", ("net.tasks=true",)),
     "gate": ("with the mask-aware gate", ("net.gate=true",)),
     "carry": ("with gate and carry", ("net.gate=true", "net.carry=56")),
     "ctrl-adapter": ("Ctrl-Adapter: frozen features", ("sce.kind=ctrl-adapter",)),
