@@ -260,10 +260,9 @@ def test_the_controlnet_hears_of_the_noise(small_base: Base, inputs: Inputs, con
         seen = net.parts(*inputs).seen
         features = net.sce.frozen(seen, inputs[3])
         later = net.sce.frozen(seen._replace(timestep_b=seen.timestep_b - 0.5), inputs[3])
-    assert [f.shape[1] for f in features][: len(net.sce.adapters)] == net.sce.frozen.widths[:4]
-    assert all(
-        not torch.allclose(a, b, atol=1e-4) for a, b in zip(features[1:], later[1:], strict=True)
-    )  # but the stem
+    assert [feature.shape[1] for feature in features] == net.sce.frozen.widths
+    told = zip(features[1:], later[1:], strict=True)  # the stem's is before any time embedding
+    assert not any(torch.allclose(a, b, atol=1e-4) for a, b in told)
 
 
 @pytest.mark.parametrize("content", [None, "{}"])
@@ -362,3 +361,17 @@ def test_a_blurred_source_is_the_original_outside_the_mask(
     inside = batch["mask"][..., ::2, ::2].unsqueeze(2).expand_as(original)
     assert torch.equal(blurred[~inside], original[~inside])
     assert blurred[inside].std() < 0.5 * original[inside].std()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_it_can_be_captured_for_export_task_and_all(
+    net: GenPropNet, inputs: Inputs, enliven: Enliven
+) -> None:
+    """Compared on other inputs than those it was captured with: another noise level and another task."""
+    enliven(net)
+    captured = torch.export.export(net, inputs).module()
+    sample, timestep, first, source, embedding, ids = inputs
+    others = (sample + 1, timestep - 0.7, first, source - 0.5, embedding, ids + torch.tensor([0, 0, 0, 1.0]))
+    for got, expected in zip(captured(*others), net(*others), strict=True):
+        assert torch.allclose(got, expected, atol=1e-5)
