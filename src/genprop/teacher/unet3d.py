@@ -62,7 +62,7 @@ class UNet3d(nn.Module):
         self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], time_width)
         copied = (backbone.conv_in, *backbone.down_blocks[: config.blocks])
-        goal = sum(count(module) for module in copied) - count(self.time_embedding)
+        goal = max(1, sum(count(module) for module in copied) - count(self.time_embedding))
         multiples = MULTIPLES[: len(widths)]
         first = 16 * GROUPS
         for _ in range(4):  # the count is about a square of the width
