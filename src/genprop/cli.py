@@ -191,7 +191,6 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the teacher (carry first, where it has one), or a base of your own (autoencoder, backbone)."""
-    from genprop.bundle import locate
     from genprop.checkpoint import check_folder
     from genprop.config import load_config
     from genprop.teacher.train import train as train_stage
@@ -205,8 +204,7 @@ def train(
             f"--stage {stage.value} needs a base, got none",
             "give --base DIR, for example runs/autoencoder/base",
         )
-    folder = None if name is None else locate(name)
-    summary = train_stage(stage.value, settings, data=data, base=folder, out=out, start=start, resume=resume)
+    summary = train_stage(stage.value, settings, data=data, base=name, out=out, start=start, resume=resume)
     made = str(out / ("teacher" if stage in (Stage.carry, Stage.teacher) else "base"))
     say(f"{made}: the {stage.value}, after {summary['steps']} steps")
     if as_json:
@@ -268,7 +266,6 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Encode samples once, for any number of trainings."""
-    from genprop.bundle import locate
     from genprop.checkpoint import check_folder
     from genprop.config import load_config
     from genprop.teacher.base import load_base
@@ -276,7 +273,8 @@ def encode(
 
     settings = load_config(config, overrides or ())
     check_folder(out)
-    samples, _ = latent_samples(data, settings, load_base(locate(base)), out, workers=workers)
+    loaded = load_base(base, variant=settings.base.variant)
+    samples, _ = latent_samples(data, settings, loaded, out, workers=workers)
     count = len(samples)  # type: ignore[arg-type]
     say(f"{out}: {count} samples for training, the rest held out")
     if as_json:

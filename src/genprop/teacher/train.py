@@ -110,7 +110,7 @@ def train(
     if stage == "autoencoder":
         return train_autoencoder(config, base=base, out=out, resume=resume)
     assert base is not None
-    loaded = load_base(base)
+    loaded = load_base(base, variant=config.base.variant)
     samples, held_out = latent_samples(
         data, config, loaded, out / "latents", workers=getattr(config, stage).workers
     )
@@ -131,7 +131,10 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
         ProceduralClips(config.data.count, config.data.seed, **size), workers=settings.workers
     )
     held_out = render_frames(ProceduralClips(64, config.data.seed + VALIDATION_SEED, **size), workers=0)
-    made = load_base(base) if base is not None else new_base(config.base, seed=settings.seed)
+    if base is None:
+        made = new_base(config.base, seed=settings.seed)
+    else:
+        made = load_base(base, variant=config.base.variant)
     if base is None and made.autoencoder.patch == made.autoencoder.downsampling:  # one block
         start_from_pca(made.autoencoder, training[:1000])
     trained = made.autoencoder if base is None else made.autoencoder.vae.decoder
