@@ -135,6 +135,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch, compile, onnxruntime.")] = "auto",
     seed: Seed = 0,
+    task: Annotated[
+        str, typer.Option(help="The kind of edit, for a model that is told: remove, insert, track, deblur.")
+    ] = "remove",
     out: Annotated[Path | None, typer.Option(help="The output; VIDEO-genprop.mp4 if not given.")] = None,
     composite: Annotated[
         bool, typer.Option(help="Take only the predicted mask's pixels from the model.")
@@ -149,10 +152,10 @@ def run(
     if (edited is None) == (mask is None):
         raise typer.BadParameter("give either --edited or --mask")
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("propagate", total=None)
+        row = bar.add_task("propagate", total=None)
 
         def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(row, completed=done, total=total)
 
         result = run_video(
             video,
@@ -161,6 +164,7 @@ def run(
             mask=mask,
             steps=steps,
             seed=seed,
+            task=task,
             out=out,
             composite=composite,
             save_mask=save_mask,
