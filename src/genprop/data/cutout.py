@@ -33,7 +33,7 @@ class Cutout:
     """An object in the smallest box that holds it in every frame.
 
     Attributes:
-        frames: uint8 RGB, `[T, h, w, 3]`.
+        frames: uint8 RGB times the matte, `[T, h, w, 3]`: resized, no colour of the old ground comes in.
         matte: its coverage, uint8 `[T, h, w]`.
         cut: whether the box ends at its clip's border: ((top, bottom), (left, right)).
     """
@@ -79,7 +79,11 @@ def cut_out(donor: MaskedClip, length: int) -> Cutout:
         core = list(matte)  # a thin object would vanish
     matte = np.stack([cv2.GaussianBlur(m, (0, 0), soft, borderType=cv2.BORDER_REPLICATE) for m in core])
     cut = ((rows.start == 0, rows.stop == height), (columns.start == 0, columns.stop == width))
-    return Cutout(donor.frames[order][:, *window], matte, cut)
+    frames = [
+        cv2.multiply(donor.frames[t][*window], cv2.merge([m, m, m]), scale=1 / 255)
+        for t, m in zip(order, matte, strict=True)
+    ]
+    return Cutout(np.stack(frames), matte, cut)
 
 
 def fit(cutout: Cutout, height: int, *, rng: Generator) -> Cutout:
@@ -87,7 +91,7 @@ def fit(cutout: Cutout, height: int, *, rng: Generator) -> Cutout:
     h, w = cutout.matte.shape[1:]
     scale = float(np.clip(rng.uniform(*SIZES) * height / max(h, w), *SCALES))
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     step = -1 if rng.random() < 0.5 else 1
     frames, matte = (
         np.stack([cv2.resize(frame, size, interpolation=how)[:, ::step] for frame in part])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 
 COARSE = 4
-"""Shadows are drawn this much smaller: they are soft anyway, and a wide blur is slow."""
+"""Shadows are blurred this much smaller: they are soft anyway, and a wide blur is slow."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ def cast(
     foot = float(rows[-1])  # a point at height foot - y leans by lean, and lies at length, times that height
     laid = np.array([[1, -shadow.lean, shadow.lean * foot], [0, shadow.length, (1 - shadow.length) * foot]])
     laid[:, 2] += corner[::-1]
-    # Pixel centres are at integers: the frame's x is at (x + 1/2) / COARSE - 1/2 of the coarse one.
-    laid[:, 2] += 0.5 - COARSE / 2
     coarse = (-(-size[1] // COARSE), -(-size[0] // COARSE))
-    shade = cv2.warpAffine(matte, laid / COARSE, coarse).astype(np.float32)
-    shade = cv2.GaussianBlur(shade, (0, 0), max(0.5, shadow.blur * size[0] / COARSE))
-    large = cv2.resize(shade, (coarse[0] * COARSE, coarse[1] * COARSE))[: size[0], : size[1]]
-    return large * (shadow.strength / 255)
+    fine = (coarse[0] * COARSE, coarse[1] * COARSE)
+    shade = cv2.resize(cv2.warpAffine(matte, laid, fine), coarse, interpolation=cv2.INTER_AREA)
+    shade = cv2.GaussianBlur(shade.astype(np.float32), (0, 0), max(0.5, shadow.blur * size[0] / COARSE))
+    return cv2.resize(shade, fine)[: size[0], : size[1]] * np.float32(shadow.strength / 255)

@@ -100,7 +100,7 @@ def copy_paste(clip: MaskedClip, donor: MaskedClip, *, rng: Generator, config: S
     cutout = fit(cut_out(donor, len(clip.frames)), size[0], rng=rng)
     corner = place(cutout, size, rng=rng)
     shadow = draw_shadow(rng) if rng.random() < config.shadow else None
-    gain = _gain(cutout.frames[0][cutout.matte[0] >= cutout.matte[0].max() / 2], clip.frames[0])
+    gain = _gain(cutout.frames[0].mean() / (cutout.matte[0].mean() / 255 + 1e-6), clip.frames[0].mean())
     source, mask = clip.frames.copy(), np.zeros(clip.mask.shape, bool)
     for t, (frame, matte) in enumerate(zip(cutout.frames, cutout.matte, strict=True)):
         alpha = _lay(matte, corner=corner, size=size).astype(np.float32) / 255
@@ -112,7 +112,7 @@ def copy_paste(clip: MaskedClip, donor: MaskedClip, *, rng: Generator, config: S
         if window is None:
             continue
         pasted = gain * _lay(frame, corner=corner, size=size)[window].astype(np.float32)
-        mixed = source[t][window] * light[window][..., None] + pasted * alpha[window][..., None]
+        mixed = source[t][window] * light[window][..., None] + pasted
         inside = mask[t][window]
         source[t][window][inside] = mixed[inside].clip(0, 255).round()
     return EditSample(source, clip.frames, mask, "remove")
@@ -199,9 +199,9 @@ def _colour(hue: float, *, rng: Generator) -> np.ndarray:
     return (255 * np.array(rgb)).round().astype(np.uint8)
 
 
-def _gain(pixels: np.ndarray, frame: np.ndarray) -> float:
-    """Half the way (in stops) from the mean of the object's pixels to that of the frame, within `GAINS`."""
-    return float(np.clip(np.sqrt((frame.mean() + 1) / (pixels.mean() + 1)), *GAINS))
+def _gain(thing: float, ground: float) -> float:
+    """Half the way (in stops) from the mean of an object's pixels to that of the ground, within `GAINS`."""
+    return float(np.clip(np.sqrt((ground + 1) / (thing + 1)), *GAINS))
 
 
 def _lay(image: np.ndarray, *, corner: tuple[int, int], size: tuple[int, ...]) -> np.ndarray:
