@@ -50,6 +50,7 @@ class FaultLog:
     def _append(self, key: tuple[str, str, str], fault: str) -> bool:
         """Whether it was news. The lock makes reading the others' lines and writing one's own one act."""
         assert self.path is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self.position)

@@ -7,7 +7,7 @@ and which instance are taken, and what is wrong with a clip, is decided here, on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple, Protocol
 
@@ -88,9 +88,8 @@ class Recordings(ABC):
     def read(
         self, index: int, rng: Generator, view: View, *, note: Note = lambda _: None
     ) -> MaskedClip | EditSample:
-        """See `Source`. An edit begins in the first frame: windows are drawn until the object is in it, at
-        most `TRIES`, the last of which is taken if the object is anywhere in it. A layout without `edited`
-        gives a `MaskedClip`."""
+        """See `Source`. An edit begins in the first frame, so windows are drawn until the object is in it;
+        after `TRIES` of them the object is looked for. A layout without `edited` gives a `MaskedClip`."""
         recording = self.open(index, note)
         _check_lengths(recording)
         window, mask, size = _draw(recording, rng, view)
@@ -136,23 +135,43 @@ def _check_lengths(recording: Recording) -> None:
 
 def _draw(recording: Recording, rng: Generator, view: View) -> tuple[Window, np.ndarray, tuple[int, int]]:
     """A window, the mask of one instance in it (bool `[T, H, W]`), and the size of the mask's frames."""
-    length, footage = len(recording.frames), recording.labels
-    for attempt in range(TRIES):
-        window = view.draw(rng, length)
+    footage = recording.labels
+    for attempt in range(TRIES + 1):
+        last = attempt == TRIES
+        window = _at_an_object(recording, rng, view) if last else view.draw(rng, len(footage))
         labels = list(footage.read(window.indices))
         size = _size(labels[0])
         for frame in labels:
             _check_size("mask", footage, _size(frame), size)
         found = set().union(*(_instances(frame, recording.instance) for frame in labels))
         masks = [np.stack([window.fit_mask(f == instance) for f in labels]) for instance in sorted(found)]
-        seen = [mask for mask in masks if (mask if attempt == TRIES - 1 else mask[0]).any()]
+        seen = [mask for mask in masks if (mask if last else mask[0]).any()]
         if seen:
             return window, seen[int(rng.integers(len(seen)))], size
-    which = "an object" if recording.instance is None else f"instance {recording.instance}"
     raise GenPropError(
-        f"{footage.path}: the mask is empty, {TRIES} windows of {view.frames} frames were without {which}",
-        "Remove the clip, or ask for longer windows.",
+        f"{footage.path}: the object is outside of all {TRIES + 1} crops that were tried",
+        "Remove the clip, or crop at random.",
     )
+
+
+def _at_an_object(recording: Recording, rng: Generator, view: View) -> Window:
+    """A window at stride 1 that starts at an object or, near the end of the clip, holds one."""
+    footage = recording.labels
+    frames = enumerate(footage.read(range(len(footage))))
+    present = [index for index, labels in frames if _instances(labels, recording.instance)]
+    if not present:
+        raise _empty(recording)
+    start = min(present[int(rng.integers(len(present)))], len(footage) - view.frames)
+    return replace(view.draw(rng, len(footage)), indices=list(range(start, start + view.frames)))
+
+
+def _empty(recording: Recording) -> GenPropError:
+    what = (
+        "is empty in all frames"
+        if recording.instance is None
+        else f"has no instance {recording.instance} in any frame"
+    )
+    return GenPropError(f"{recording.labels.path}: the mask {what}", "Remove the clip.")
 
 
 def _instances(labels: np.ndarray, instance: int | None) -> set[int]:

@@ -98,7 +98,7 @@ def _recognise(root: Path, part: Part, resolution: str | None, instance: int | N
 
 
 def _layout(root: Path) -> Literal["triplets", "rovi", "davis", "youtube-vos"]:
-    if any((root / name).is_dir() for name in FOLDERS):
+    if any((root / name).is_dir() for name in FOLDERS[:2]):  # others have `masks`, too
         return "triplets"
     if inpainted_folder(root) is not None:
         return "rovi"
