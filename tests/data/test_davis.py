@@ -64,7 +64,7 @@ def test_the_mask_is_one_instance_by_its_index(make: Maker, tmp_path: Path) -> N
 
 def test_an_instance_that_is_nowhere_is_a_fault(make: Maker, tmp_path: Path) -> None:
     add_davis(make, tmp_path, "bear", three())
-    with pytest.raises(GenPropError, match="has no instance 7 in any frame"):
+    with pytest.raises(GenPropError, match="the mask of instance 7 is empty in all frames"):
         read(davis(tmp_path, instance=7))
 
 

@@ -36,6 +36,13 @@ def test_any_frames_of_a_video_are_those_of_the_whole(make: Maker, tmp_path: Pat
         np.testing.assert_array_equal(np.stack(list(footage.read(indices))), whole.frames[list(indices)])
 
 
+def test_one_frame_is_a_video_and_a_frame_beyond_the_last_is_an_error(make: Maker, tmp_path: Path) -> None:
+    footage = open_footage(make.clip(tmp_path / "a.mp4", make.noise(1)), pytest.fail)
+    assert len(footage) == len(list(footage.read([0]))) == 1
+    with pytest.raises(GenPropError, match="truncated, decoding ends after 1 frames"):
+        list(footage.read([1]))
+
+
 @pytest.mark.parametrize("name", ["a.mkv", "a.mov", "a.webm", "a.avi", "a.ts"])
 def test_frames_are_counted_as_they_are_decoded(make: Maker, tmp_path: Path, name: str) -> None:
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
@@ -111,6 +118,24 @@ def test_damage_inside_is_found_where_it_is_read(make: Maker, tmp_path: Path) ->
     assert len(list(footage.read([0, 7]))) == 2
     with pytest.raises(GenPropError, match="damaged after 8 frames"):
         list(footage.read([7, 9]))
+
+
+def test_a_video_without_a_first_frame(make: Maker, tmp_path: Path) -> None:
+    path = make.clip(tmp_path / "a.mp4", make.noise(3))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdat") + 4
+    data[at:] = b"\xff" * (len(data) - at)
+    path.write_bytes(data)
+    assert "damaged, h264 without a first frame" in broken(path)
+    with av.open(str(tmp_path / "parts.mp4"), "w", options={"movflags": "frag_keyframe+empty_moov"}) as out:
+        stream = out.add_stream("mpeg4", rate=8)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        out.mux(stream.encode(av.VideoFrame(32, 24, "yuv420p")))
+        out.mux(stream.encode(None))
+    data = (tmp_path / "parts.mp4").read_bytes()
+    (tmp_path / "parts.mp4").write_bytes(data[: data.index(b"moof") - 4])
+    assert "holds no frames" in broken(tmp_path / "parts.mp4")
 
 
 def test_what_is_unusual_is_noted_and_read(make: Maker, tmp_path: Path, notes: list[str]) -> None:

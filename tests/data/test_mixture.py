@@ -147,6 +147,16 @@ def test_a_broken_clip_is_stood_in_for_and_named_once(
     ]
 
 
+def test_an_unusual_clip_is_read_and_named(make: Maker, tmp_path: Path, config: Config) -> None:
+    for part in FOLDERS:
+        make.clip(tmp_path / part / "odd.mp4", make.half(6, height=25, width=33))
+    faults = FaultLog(tmp_path / "faults.jsonl")
+    clips(EditClips([(open_source(tmp_path), 1.0)], config, count=3, seed=0, faults=faults))
+    assert faults.counts() == {"read": 1}
+    line = json.loads((tmp_path / "faults.jsonl").read_text())
+    assert line["fault"] == "odd size 33x25: resized"  # once, though all three parts are
+
+
 def test_another_source_stands_in_for_one_that_is_all_broken(config: Config) -> None:
     sources = [(Numbered("a", 2, broken=(0, 1)), 5.0), (Numbered("b", 3, first=100), 1.0)]
     assert set(clips(EditClips(sources, config, count=20, seed=0))) <= {100, 101, 102}
@@ -187,7 +197,7 @@ def test_items_end_with_the_count(config: Config) -> None:
 # the clip is read all the same.
 
 BROKEN: dict[str, tuple[str, str]] = {
-    "truncated-video": ("truncated", "skipped"),
+    "truncated-video": ("original_videos/truncated-video.mp4: truncated", "skipped"),
     "truncated-edited": ("edited_videos/truncated-edited.mp4: truncated", "skipped"),
     "truncated-mask": ("masks/truncated-mask.mp4: truncated", "skipped"),
     "truncated-index": ("its index cannot be read", "skipped"),

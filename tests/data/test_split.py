@@ -91,3 +91,6 @@ def test_what_is_no_split_is_named(tmp_path: Path, text: str | None) -> None:
         path.write_text(text)
     with pytest.raises(GenPropError, match=r"split\.json (cannot be read|is not a split)"):
         read_split(path)
+    if text is not None:
+        with pytest.raises(GenPropError, match="is not a split"):
+            write_split(path, Names(5), 0.5, 0)

@@ -48,7 +48,7 @@ def probe(path: Path) -> Probe:
     """
     times: list[int | None] = []
     first: av.VideoFrame | None = None
-    cut = False
+    codec, cut = "", False
     try:
         if not path.stat().st_size:
             raise GenPropError(f"{path}: zero bytes, expected a video", AGAIN)
@@ -59,24 +59,24 @@ def probe(path: Path) -> Probe:
             context = stream.codec_context
             if context is None:  # PyAV's type has it always there
                 raise GenPropError(f"{path}: its codec cannot be decoded, FFmpeg knows none for it", AGAIN)
-            context.thread_count = 1
+            context.thread_count, codec = 1, context.name
+            fps, stated = stream.average_rate or stream.guessed_rate or Fraction(25), stated_frames(container)
             for packet in container.demux(stream):
                 cut |= packet.is_corrupt  # the demuxer got only a part of it
-                if first is None:
+                if first is None and not cut:
                     first = next(iter(packet.decode()), None)
                 if packet.size and not packet.is_discard:
                     times.append(packet.pts)
-            fps, stated = stream.average_rate or stream.guessed_rate or Fraction(25), stated_frames(container)
-            codec = context.name
     except FFmpegError as error:
-        raise GenPropError(_undecodable(path, error), AGAIN) from error
+        damaged = f": damaged, {codec} without a first frame ({error.strerror})"
+        raise GenPropError(f"{path}{damaged if codec else _no_video(path, error)}", AGAIN) from error
     except OSError as error:
         raise GenPropError(f"{path} cannot be read: {error.strerror}", "Check the path.") from error
     if cut or len(times) < 0.9 * stated:
         got = len(times) - cut
         raise GenPropError(f"{path}: truncated, {got} of about {round(stated)} frames are whole", AGAIN)
     if first is None:
-        raise GenPropError(f"{path}: no frame of it can be decoded (codec {codec})", AGAIN)
+        raise GenPropError(f"{path} holds no frames, expected at least one", AGAIN)
     bits = max(component.bits for component in first.format.components)
     return Probe(len(times), fps, codec, bits, first.rotation, _is_variable(times))
 
@@ -105,13 +105,13 @@ def decode_at(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
     raise GenPropError(f"{path}: truncated, decoding ends after {number} frames", AGAIN)
 
 
-def _undecodable(path: Path, error: FFmpegError) -> str:
+def _no_video(path: Path, error: FFmpegError) -> str:
     """Why a file that is not empty cannot be opened: a known container without its index was cut off."""
     with path.open("rb") as file:
         head = file.read(8)
     if head[4:] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":  # mp4 and its kin; Matroska
-        return f"{path}: truncated or damaged, its index cannot be read ({error.strerror})"
-    return f"{path} cannot be decoded as a video: {error.strerror}"
+        return f": truncated or damaged, its index cannot be read ({error.strerror})"
+    return f" cannot be decoded as a video: {error.strerror}"
 
 
 def _is_variable(times: list[int | None]) -> bool:

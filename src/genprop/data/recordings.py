@@ -118,9 +118,7 @@ class Recordings(ABC):
                     empty &= not _instances(frame, recording.instance)
         assert size is not None
         if empty:
-            raise GenPropError(
-                f"{recording.labels.path}: the mask is empty in all frames", "Remove the clip."
-            )
+            raise _empty(recording)
         return Facts(len(recording.frames), size, recording.frames.fps)
 
 
@@ -166,12 +164,10 @@ def _at_an_object(recording: Recording, rng: Generator, view: View) -> Window:
 
 
 def _empty(recording: Recording) -> GenPropError:
-    what = (
-        "is empty in all frames"
-        if recording.instance is None
-        else f"has no instance {recording.instance} in any frame"
+    which = "" if recording.instance is None else f" of instance {recording.instance}"
+    return GenPropError(
+        f"{recording.labels.path}: the mask{which} is empty in all frames", "Remove the clip."
     )
-    return GenPropError(f"{recording.labels.path}: the mask {what}", "Remove the clip.")
 
 
 def _instances(labels: np.ndarray, instance: int | None) -> set[int]:

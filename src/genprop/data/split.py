@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from genprop.data.recordings import Source
 from genprop.errors import GenPropError
@@ -34,7 +34,7 @@ def write_split(path: Path, source: Source, fraction: float, seed: int) -> dict[
     held_out = {name for name in rank if rank[name] < fraction}
     settings = {"fraction": fraction, "seed": seed}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _table(path)
         if {key: before.get(key) for key in settings} == settings:
             held_out = (held_out - set(before["train"])) | (set(before["validation"]) & set(rank))
     if not held_out:
@@ -53,9 +53,14 @@ def write_split(path: Path, source: Source, fraction: float, seed: int) -> dict[
 
 def read_split(path: Path) -> dict[str, list[str]]:
     """The lists that `write_split` wrote; GenPropError where `path` is no such file."""
+    table = _table(path)
+    return {part: table[part] for part in ("train", "validation")}
+
+
+def _table(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return {part: list(table[part]) for part in ("train", "validation")}
+        return {**table, "train": list(table["train"]), "validation": list(table["validation"])}
     except OSError as error:
         raise GenPropError(
             f"{path} cannot be read: {error.strerror}", "Make it: `genprop data split`."
