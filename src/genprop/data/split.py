@@ -1,0 +1,77 @@
+"""A seeded split into training and validation, as a list of names: no file is moved.
+
+Where a clip goes depends on the seed and its name alone, so adding a clip moves no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from genprop.data.recordings import Source
+from genprop.errors import GenPropError
+
+Part = Literal["train", "validation"]
+
+
+def write_split(path: Path, source: Source, fraction: float, seed: int) -> dict[str, list[str]]:
+    """Writes which clips of `source` are for "train" and for "validation" as json, and returns it.
+
+    About `fraction` of them go to validation, at least one clip to either. A split that is there already,
+    with the same seed and fraction, is extended: its clips stay where they are.
+
+    Raises:
+        GenPropError: fewer than two clips, or a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise GenPropError(f"the fraction is {fraction}, expected one between 0 and 1", "For example 0.1.")
+    if len(source.names) < 2:
+        raise GenPropError(f"{source.where} has {len(source.names)} clip, expected at least 2 to split")
+    rank = {name: _rank(seed, name) for name in source.names}
+    held_out = {name for name in rank if rank[name] < fraction}
+    settings = {"fraction": fraction, "seed": seed}
+    if path.exists():
+        before = _table(path)
+        if {key: before.get(key) for key in settings} == settings:
+            held_out = (held_out - set(before["train"])) | (set(before["validation"]) & set(rank))
+    if not held_out:
+        held_out = {min(rank, key=rank.__getitem__)}
+    if len(held_out) == len(rank):
+        held_out.remove(max(rank, key=rank.__getitem__))
+    parts = {
+        "train": sorted(name for name in rank if name not in held_out),
+        "validation": sorted(held_out),
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"source": source.where, **settings, **parts}, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+    return parts
+
+
+def read_split(path: Path) -> dict[str, list[str]]:
+    """The lists that `write_split` wrote; GenPropError where `path` is no such file."""
+    table = _table(path)
+    return {part: table[part] for part in ("train", "validation")}
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {**table, "train": list(table["train"]), "validation": list(table["validation"])}
+    except OSError as error:
+        raise GenPropError(
+            f"{path} cannot be read: {error.strerror}", "Make it: `genprop data split`."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise GenPropError(
+            f"{path} is not a split: {error!r}", "Make it again: `genprop data split`."
+        ) from error
+
+
+def _rank(seed: int, name: str) -> float:
+    """A number in [0, 1) that is uniform over names."""
+    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return int.from_bytes(digest[:7]) / 2**56
