@@ -152,7 +152,7 @@ class BackboneObjective(nn.Module):
         x = add_noise(x0, draws.randn(*x0.shape[1:]), sigma)
         p = precondition(sigma)
         stem = self.backbone.stem(
-            torch.cat([p.c_in * x, first], dim=2), p.c_noise, embedding, batch["added_time_ids"]
+            torch.cat([p.c_in * x, first], dim=2), p.c_noise, embedding, batch["added_time_ids"][:, :3]
         )
         velocity = self.backbone.body(stem).velocity_btchw.float()
         loss = F.mse_loss(velocity, velocity_target(x0, x, sigma))

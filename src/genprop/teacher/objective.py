@@ -50,17 +50,23 @@ class TeacherObjective(nn.Module):
         self.net, self.image_encoder, self.config = net, image_encoder, config
 
     def inputs(self, batch: Batch, draws: Draws | None) -> Inputs:
-        """A batch from the latent cache; with draws, the image condition of some is dropped."""
+        """An encoded batch; with draws, the image condition of some is dropped."""
         target, source = batch["target"].float(), batch["source"].float()
         first = batch["first"].float().unsqueeze(1).expand_as(target)
-        with torch.no_grad():
-            embedding = self.image_encoder.embed(batch["image"].float())
+        if "embedding" in batch:
+            embedding = batch["embedding"]
+        else:
+            with torch.no_grad():
+                embedding = self.image_encoder.embed(batch["image"].float())
         if draws is not None:
             first, embedding = drop_condition(first, embedding, self.config.noise.drop, draws)
         mask = latent_mask(
             batch["mask"], (target.shape[-2], target.shape[-1]), kind=self.config.loss.downsample
         )
-        return Inputs(target, Cond(first, source, embedding, batch["added_time_ids"].float()), mask)
+        ids = batch["added_time_ids"].float()
+        if not self.config.net.tasks:
+            ids = ids[:, :3]
+        return Inputs(target, Cond(first, source, embedding, ids), mask)
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         inputs = self.inputs(batch, draws)

@@ -18,14 +18,16 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
-from genprop.data.latents import Batch, LatentFolder, encode_dataset, render_frames
+from genprop.data.encode import encode_dataset
+from genprop.data.latents import Batch, render_frames
 from genprop.data.procedural import ProceduralClips
+from genprop.data.shards import LatentFolder
 from genprop.data.triplets import TripletFolder
 from genprop.draws import Draws
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder
-from genprop.loop import fit, is_main_process
+from genprop.loop import fit, is_main_process, process_state
 from genprop.pixels import to_pixels, to_uint8
 from genprop.sampling import euler
 from genprop.sheet import contact_sheet
@@ -65,25 +67,36 @@ def edit_samples(source: str | Path, config: Config, *, count: int, seed: int) -
 
 
 def latent_samples(
-    source: str | Path, config: Config, base: Base, folder: Path, *, workers: int
+    source: str | Path, config: Config, base: Base, folder: Path, *, workers: int, processes: int = 1
 ) -> tuple[Dataset[dict[str, Any]], Batch]:
-    """Training samples and one held-out batch, encoded into `folder` (or read, where `source` holds them)."""
+    """Training samples and one held-out batch, encoded into `folder` (or read, where `source` holds them).
+
+    Args:
+        workers, processes: as for `encode_dataset`.
+    """
     if (Path(source) / "index.json").is_file():
-        everything = LatentFolder(Path(source))
-        everything.check(base.autoencoder, config.clip)
+        everything = LatentFolder(Path(source)).for_base(base.autoencoder, base.image_encoder, config.clip)
     else:
         samples = edit_samples(
             source, config, count=config.data.count + config.data.validation, seed=config.data.seed
         )
-        everything = encode_dataset(
-            samples,
-            folder,
-            base.autoencoder,
-            base.image_encoder,
-            config.clip,
-            seed=config.data.seed,
-            workers=workers,
-        )
+        made_by = {
+            "data": config.data.model_dump(exclude={"count", "validation"}),
+            "synthesis": config.synthesis.model_dump(),
+        }
+        with process_state().main_process_first():  # the others find it done
+            everything = encode_dataset(
+                samples,
+                folder,
+                base.autoencoder,
+                base.image_encoder,
+                config.clip,
+                seed=config.data.seed,
+                workers=workers,
+                processes=processes,
+                source=Path(source).name,
+                made_by=made_by,
+            )
     held_out = min(config.data.validation, max(1, len(everything) // 10))
     training = len(everything) - held_out
     batch = default_collate([everything[i] for i in range(training, len(everything))])
