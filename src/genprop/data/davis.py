@@ -22,6 +22,7 @@ IMAGES = "JPEGImages"
 ANNOTATIONS = ("Annotations", "Annotations_unsupervised")
 LISTS = ("2017", "2016", "480p", "1080p")
 """Below `ImageSets/`; the first that has a list is read."""
+LISTED = {"train": "train.txt", "validation": "val.txt"}
 
 
 class AnnotatedClips(Recordings):
@@ -65,9 +66,7 @@ def davis(
             f"frames are in {', '.join(found)}",
             "Unpack frames and annotations of one resolution into one folder.",
         )
-    listed = {"train": "train.txt", "validation": "val.txt"}[part]
-    lists = [root / "ImageSets" / year / listed for year in LISTS]
-    file = next((path for path in lists if path.is_file()), None)
+    file = _list_of(root, part)
     if file is not None:
         # 2017 has a name in each line, 2016 "/JPEGImages/480p/<clip>/00000.jpg <annotation>".
         words = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
@@ -75,8 +74,18 @@ def davis(
     elif part == "train":
         names = clip_folders(images)
     else:
-        raise GenPropError(f"{root} has no ImageSets/*/{listed}", "Make a split: `genprop data split`.")
+        raise GenPropError(f"{root} has no ImageSets/*/{LISTED[part]}", "Make a split: `genprop data split`.")
     return AnnotatedClips(root, images, annotations, names, instance=instance)
+
+
+def has_list(root: Path, part: str) -> bool:
+    """Whether a folder of DAVIS says itself which clips are for `part`."""
+    return _list_of(root, part) is not None
+
+
+def _list_of(root: Path, part: str) -> Path | None:
+    lists = (root / "ImageSets" / year / LISTED[part] for year in LISTS)
+    return next((path for path in lists if path.is_file()), None)
 
 
 def youtube_vos(root: Path, *, instance: int | None = None) -> AnnotatedClips:

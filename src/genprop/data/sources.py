@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.random import Generator
 
-from genprop.data.davis import ANNOTATIONS, IMAGES, clip_folders, davis, youtube_vos
+from genprop.data.davis import ANNOTATIONS, IMAGES, clip_folders, davis, has_list, youtube_vos
 from genprop.data.footage import Note
 from genprop.data.procedural import make_sample
 from genprop.data.recordings import Recordings, Source
 from genprop.data.rovi import Rovi, inpainted_folder
-from genprop.data.split import Part, read_split
+from genprop.data.split import Part, divide, read_split, source_of
 from genprop.data.triplets import FOLDERS, Triplets
 from genprop.data.window import View
 from genprop.errors import GenPropError
@@ -22,6 +22,9 @@ from genprop.types import EditSample
 from genprop.video import image_files
 
 PROCEDURAL = "procedural"
+PARTS: tuple[Part, Part] = ("train", "validation")
+HELD_OUT = 0.1
+"""Share of the clips that are held out where nothing says which."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +83,32 @@ def open_source(
     if not source.names:
         raise GenPropError(f"{path} has no clips for {part}, expected at least one", "Check path and split.")
     return source
+
+
+def open_parts(path: str | Path, *, seed: int) -> dict[Part, Source]:
+    """What is for training and what is held out of one `--data`.
+
+    A file of `write_split` says it; else the dataset's own lists; else a tenth of the clips, by a hash of
+    their names, are held out. Procedural scenes are without end: other seeds are other scenes.
+
+    Args:
+        path: as for `open_source`, or a file of `write_split`.
+    """
+    if str(path) == PROCEDURAL:
+        return {"train": Procedural(), "validation": Procedural()}
+    if Path(path).is_file():
+        where = source_of(Path(path))
+        return {part: open_source(where, split=Path(path), part=part) for part in PARTS}
+    train = open_source(path)
+    if _layout(Path(path)) == "davis" and has_list(Path(path), "validation"):
+        return {"train": train, "validation": open_source(path, part="validation")}
+    if len(train.names) == 1:
+        logger.warning("%s has one clip only: it is trained on and held out", path)
+        return {"train": train, "validation": train}
+    parts = divide(train.names, HELD_OUT, seed)
+    held_out = open_source(path)
+    train.names, held_out.names = parts["train"], parts["validation"]
+    return {"train": train, "validation": held_out}
 
 
 def _recognise(root: Path, part: Part, resolution: str | None, instance: int | None) -> Recordings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,25 +31,34 @@ def write_split(path: Path, source: Source, fraction: float, seed: int) -> dict[
         raise GenPropError(f"the fraction is {fraction}, expected one between 0 and 1", "For example 0.1.")
     if len(source.names) < 2:
         raise GenPropError(f"{source.where} has {len(source.names)} clip, expected at least 2 to split")
-    rank = {name: _rank(seed, name) for name in source.names}
-    held_out = {name for name in rank if rank[name] < fraction}
-    settings = {"fraction": fraction, "seed": seed}
+    settings, before = {"fraction": fraction, "seed": seed}, {}
     if path.exists():
-        before = _table(path)
-        if {key: before.get(key) for key in settings} == settings:
-            held_out = (held_out - set(before["train"])) | (set(before["validation"]) & set(rank))
-    if not held_out:
-        held_out = {min(rank, key=rank.__getitem__)}
-    if len(held_out) == len(rank):
-        held_out.remove(max(rank, key=rank.__getitem__))
-    parts = {
-        "train": sorted(name for name in rank if name not in held_out),
-        "validation": sorted(held_out),
-    }
+        found = _table(path)
+        before = found if {key: found.get(key) for key in settings} == settings else {}
+    parts = divide(source.names, fraction, seed, before=before)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"source": source.where, **settings, **parts}, indent=1), encoding="utf-8")
     os.replace(partial, path)
     return parts
+
+
+def divide(
+    names: Sequence[str], fraction: float, seed: int, *, before: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[str]]:
+    """The names that are for "train" and for "validation", at least one of two or more for either.
+
+    Args:
+        before: an earlier division; its names stay where they are.
+    """
+    rank, before = {name: _rank(seed, name) for name in names}, before or {}
+    held_out = {name for name in rank if rank[name] < fraction}
+    held_out = (held_out - set(before.get("train", ()))) | (set(before.get("validation", ())) & set(rank))
+    if not held_out:
+        held_out = {min(rank, key=rank.__getitem__)}
+    if len(held_out) == len(rank):
+        held_out.remove(max(rank, key=rank.__getitem__))
+    train = sorted(name for name in rank if name not in held_out)
+    return {"train": train, "validation": sorted(held_out)}
 
 
 def read_split(path: Path) -> dict[str, list[str]]:
@@ -57,10 +67,16 @@ def read_split(path: Path) -> dict[str, list[str]]:
     return {part: table[part] for part in ("train", "validation")}
 
 
+def source_of(path: Path) -> str:
+    """The folder that a split is of; GenPropError where `path` is no split."""
+    return str(_table(path)["source"])
+
+
 def _table(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return {**table, "train": list(table["train"]), "validation": list(table["validation"])}
+        parts = {part: list(table[part]) for part in ("train", "validation")}
+        return {"source": table["source"], **table, **parts}
     except OSError as error:
         raise GenPropError(
             f"{path} cannot be read: {error.strerror}", "Make it: `genprop data split`."

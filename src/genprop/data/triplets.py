@@ -9,14 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from numpy.random import PCG64, Generator, SeedSequence
-from torch.utils.data import Dataset
-
 from genprop.data.footage import Footage, Labels, Note, open_footage
 from genprop.data.recordings import Recording, Recordings
-from genprop.data.window import View
 from genprop.errors import GenPropError
-from genprop.types import EditSample
 
 FOLDERS = ("original_videos", "edited_videos", "masks")
 PARTS = ("original video", "edited video", "mask")
@@ -65,20 +60,3 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         found[path.name if path.is_dir() else path.stem].append(path)
     return dict(found)
-
-
-class TripletFolder(Dataset[EditSample]):
-    """Item `i` is a window of triplet `i`, drawn from `(seed, i)`: the same in every epoch."""
-
-    def __init__(self, folder: Path, *, frames: int, height: int, width: int, seed: int = 0) -> None:
-        self.source, self.seed = Triplets(Path(folder)), seed
-        self.view = View(frames, height, width)
-
-    def __len__(self) -> int:
-        return len(self.source.names)
-
-    def __getitem__(self, index: int) -> EditSample:
-        rng = Generator(PCG64(SeedSequence(self.seed, spawn_key=(index,))))
-        sample = self.source.read(index, rng, self.view)
-        assert isinstance(sample, EditSample)
-        return sample

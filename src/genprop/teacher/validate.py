@@ -11,21 +11,24 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genprop.data.latents import Batch
 from genprop.draws import Draws
 from genprop.latents import Autoencoder
-from genprop.loop import Validation
+from genprop.loop import Validate, Validation
 from genprop.metrics import RegionPsnr, RegionSsim
 from genprop.pixels import to_uint8
 from genprop.sheet import contact_sheet
 from genprop.teacher.losses import mask_iou, region_terms
 from genprop.teacher.objective import TeacherObjective
+from genprop.types import Cond
 
 LOUD_INJECTION = 3.0
 """Above it, injected features drown the backbone's; the course report measured 14.7 and 260.9."""
+VALIDATION_STEPS = 10
+"""Of the sampler: enough to see what is learned, at a fraction of the teacher's own number."""
 SHOWN = 2
 """Clips on the contact sheet; the first of them is the video."""
 
@@ -36,8 +39,8 @@ def sampled_validation(
     objective: TeacherObjective,
     held_out: Batch,
     autoencoder: Autoencoder,
-    sample: Callable[[Tensor, TeacherObjective], tuple[Tensor, Tensor]],
-) -> Callable[[int], Validation]:
+    sample: Callable[[Tensor, Cond], tuple[Tensor, Tensor]],
+) -> Validate:
     """Validation by sampling `held_out`, always from the same noise.
 
     Scalars: the objective's own terms under `loss/`; of the samples, squared latent error by region, PSNR
@@ -45,16 +48,18 @@ def sampled_validation(
     `SHOWN` clips, and a video of the first: original, truth, sample and mask side by side.
 
     Args:
-        sample: noise to `(x0, mask_logits)`.
+        sample: noise and condition to `(x0, mask_logits)`.
     """
 
     def validate(step: int) -> Validation:
-        inputs = objective.inputs(held_out, None)
-        draws = Draws.of(0, len(inputs.target), device=inputs.target.device)
-        x0, logits = sample(draws.randn(*inputs.target.shape[1:]), objective)
+        batch, device = beside(objective, held_out)
+        autoencoder.to(device)
+        inputs = objective.inputs(batch, None)
+        noise = Draws.of(0, len(inputs.target), device=device).randn(*inputs.target.shape[1:])
+        x0, logits = sample(noise, inputs.cond)
         errors = region_terms((x0 - inputs.target)[:, 1:], inputs.mask[:, 1:], objective.config.loss)
         psnr, ssim, shown = RegionPsnr(), RegionSsim(), []
-        for i, mask in enumerate(held_out["mask"].cpu().numpy()):
+        for i, mask in enumerate(held_out["mask"].numpy()):
             frames = {
                 name: to_uint8(autoencoder.decode(latents[i : i + 1])[0]).cpu().numpy()
                 for name, latents in (("truth", inputs.target), ("sample", x0))
@@ -64,8 +69,8 @@ def sampled_validation(
             if i < SHOWN:
                 original = to_uint8(autoencoder.decode(inputs.cond.source[i : i + 1])[0]).cpu().numpy()
                 shown.append({"original": original, **frames, "mask": (logits[i, :, 0] > 0).cpu().numpy()})
-        terms = objective(held_out, Draws.of(0, len(x0), device=x0.device))
-        ratio = float(terms["injection_ratio"])
+        terms = numbers(objective(batch, Draws.of(0, len(x0), device=device)))
+        ratio = terms.pop("injection_ratio")
         if ratio > LOUD_INJECTION:
             logger.warning("injected features deviate %.1f times as much as the backbone's", ratio)
         scalars = {
@@ -77,12 +82,38 @@ def sampled_validation(
             "keep_ssim": ssim.keep,
             "iou": float(mask_iou(logits[:, 1:], inputs.mask[:, 1:])),
             "injection_ratio": ratio,
-            **{f"loss/{name}": float(value) for name, value in terms.items() if name != "injection_ratio"},
+            **{f"loss/{name}": value for name, value in terms.items()},
         }
         rows = [(f"{name} {i}", clip) for i, clips in enumerate(shown) for name, clip in clips.items()]
-        return Validation(scalars, contact_sheet(rows), side_by_side(list(shown[0].values())))
+        video = side_by_side(list(shown[0].values()))
+        return Validation(scalars, contact_sheet(rows), video, objective.config.clip.fps)
 
     return validate
+
+
+def term_validation(objective: nn.Module, held_out: Batch, *, draws: int = 1) -> Validate:
+    """Validation by an objective's own terms, their mean over so many draws of noise."""
+
+    def validate(step: int) -> Validation:
+        batch, device = beside(objective, held_out)
+        terms = [
+            numbers(objective(batch, Draws.of(seed, len(batch["target"]), device=device)))
+            for seed in range(draws)
+        ]
+        return Validation({name: float(np.mean([t[name] for t in terms])) for name in terms[0]})
+
+    return validate
+
+
+def beside(objective: nn.Module, batch: Batch) -> tuple[Batch, torch.device]:
+    """A batch on the device of an objective, and that device."""
+    device = next(objective.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}, device
+
+
+def numbers(terms: dict[str, Tensor]) -> dict[str, float]:
+    """Scalar tensors as numbers."""
+    return {name: float(value) for name, value in terms.items()}
 
 
 def side_by_side(clips: list[np.ndarray], *, gap: int = 4) -> np.ndarray:
