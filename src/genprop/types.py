@@ -86,7 +86,8 @@ class Cond:
         first: latents of the edited first frame, unscaled (as SVD has it), repeated, `[B, T, C, h, w]`.
         source: latents of the original video, times the scaling factor, `[B, T, C, h, w]`.
         image_embedding: embedding of the edited first frame, `[B, 1, D]`.
-        added_time_ids: (fps - 1, motion bucket, noise augmentation), `[B, 3]`.
+        added_time_ids: (fps - 1, motion bucket, noise augmentation), `[B, 3]`; for a network with a task
+            embedding, the index of the kind of edit in `TASKS` is a fourth column, `[B, 4]`.
     """
 
     first: Tensor
@@ -123,7 +124,8 @@ class Net(Protocol):
     """A denoising network on any backend: torch, ONNX Runtime or TensorRT.
 
     `sample` is `c_in * x` and `timestep` is `c_noise`, `[B]`: all EDM arithmetic stays outside
-    (`edm.Denoiser`), so backends are interchangeable and parity is checked here.
+    (`edm.Denoiser`), so backends are interchangeable and parity is checked here. `added_time_ids` is
+    `[B, 3]`, or `[B, 4]` with the task (see `Cond`).
     """
 
     def __call__(

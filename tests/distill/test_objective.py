@@ -44,7 +44,7 @@ class SmallStudent(nn.Module):
         slope, offset = self.layers(timestep[:, None] * 2).T.reshape(2, -1, 1, 1, 1, 1)
         zero = torch.zeros_like(sample[:, :, :1])
         out = NetOut(slope * sample + offset, zero)
-        return Parts(out, None, SceOut((), zero), torch.zeros(()), zero, None)  # type: ignore[arg-type]
+        return Parts(out, None, SceOut((), ()), torch.zeros(()), None)  # type: ignore[arg-type]
 
     def forward(self, *inputs):
         return self.parts(*inputs).out

@@ -114,7 +114,7 @@ def test_a_network_with_a_carry_takes_no_noise_into_it(small_config, small_base:
         one, other = net.parts(sample, timestep, *rest), net.parts(sample + 1, timestep - 1, *rest)
     assert one.carried is not None and other.carried is not None
     assert all(torch.equal(a, b) for a, b in zip(one.carried, other.carried, strict=True))
-    assert torch.equal(one.reference_btchw, one.carried.latents_btchw)
+    assert torch.equal(one.seen.reference_btchw, one.carried.latents_btchw)
     assert not torch.equal(one.out.velocity, other.out.velocity)
 
 

@@ -1,16 +1,20 @@
 """The region-aware loss: closed forms."""
 
+import math
+
 import pytest
 import torch
 
 from genprop.config import LossConfig
 from genprop.draws import Draws
 from genprop.teacher.losses import (
+    blur_inside,
     gradient_loss,
     latent_mask,
     mask_iou,
     mask_loss,
     region_terms,
+    temporal_loss,
     texture_error,
 )
 
@@ -56,13 +60,13 @@ def test_gradient_loss_of_a_linear_map_is_its_squared_slope_inside_the_mask():
     mask = torch.zeros(4, 4, 1, 16, 16)
     mask[..., :8, :] = 1
     for step in (0.1, 1.0):
-        value = gradient_loss(lambda s: 3 * s, source, mask, step=step, draws=Draws.of(0, 4))
+        value = gradient_loss(lambda s: (3 * s,), source, mask, step=step, draws=Draws.of(0, 4))
         assert float(value) == pytest.approx(9 * 0.5, rel=0.05)
 
 
 def test_gradient_loss_ignores_what_is_outside_the_mask():
     source, mask = torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 1, 1, 4, 4)
-    assert gradient_loss(lambda s: s, source, mask, step=0.1, draws=Draws.of(0, 1)) == 0
+    assert gradient_loss(lambda s: (s,), source, mask, step=0.1, draws=Draws.of(0, 1)) == 0
 
 
 def test_gradient_loss_reaches_both_branches():
@@ -74,7 +78,7 @@ def test_gradient_loss_reaches_both_branches():
     def features(s):
         out = slope * s
         out.register_hook(lambda g: reached.append(float(g.abs().sum())))
-        return out
+        return (out,)
 
     gradient_loss(features, source, mask, step=0.5, draws=Draws.of(0, 1)).backward()
     assert len(reached) == 2 and all(value > 0 for value in reached)
@@ -101,3 +105,62 @@ def test_texture_counts_how_much_and_not_where():
     # Each spot has two slopes of 1 along each of two axes, in a cell of 64 pixels.
     torch.testing.assert_close(texture_error(0.5 * spots, spots, cell=8), torch.full((1, 2, 2), 0.5 * 4 / 64))
     torch.testing.assert_close(texture_error(0 * spots, spots, cell=8), torch.full((1, 2, 2), 4 / 64))
+
+
+def test_a_region_has_its_own_mean_however_small_it_is():
+    """Squared error 4 in one cell of nine, 1 elsewhere: by elements 4 / 9 and 8 / 9, by region 4 and 1."""
+    error = torch.ones(1, 1, 2, 3, 3)
+    error[..., 0, 0] = 2
+    mask = torch.zeros(1, 1, 1, 3, 3)
+    mask[..., 0, 0] = 1
+    by_elements = region_terms(error, mask, LossConfig())
+    by_region = region_terms(error, mask, LossConfig(normalise="region"))
+    assert float(by_elements["mask"]) == pytest.approx(4 / 9)
+    assert float(by_elements["nonmask"]) == pytest.approx(8 / 9)
+    assert (float(by_region["mask"]), float(by_region["nonmask"])) == pytest.approx((4, 1))
+    assert float(by_region["region"]) == pytest.approx(2 * 4 + 1)
+
+
+def test_a_sample_without_a_region_has_none_of_its_loss():
+    error = torch.ones(2, 1, 1, 2, 2)
+    mask = torch.zeros(2, 1, 1, 2, 2)
+    mask[1] = 1
+    terms = region_terms(error, mask, LossConfig(normalise="region"))
+    assert (float(terms["mask"]), float(terms["nonmask"])) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("kind", "at_zero"), [("bce", math.log(2)), ("mse", 0.25)])
+def test_balance_weighs_the_masks_cells(kind, at_zero):
+    """Logits 0: every cell has the same loss, and one of the four is in the mask."""
+    mask = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 2, 2)
+    logits = torch.zeros_like(mask)
+    assert float(mask_loss(logits, mask, kind=kind)) == pytest.approx(at_zero)
+    assert float(mask_loss(logits, mask, kind=kind, balance=5.0)) == pytest.approx(at_zero * (5 + 3) / 4)
+
+
+def test_an_error_that_stands_still_does_not_flicker():
+    error = torch.randn(1, 1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).expand(2, 4, 2, 3, 3)
+    assert temporal_loss(error) == 0
+    ramp = error + 0.5 * torch.arange(4.0).view(1, 4, 1, 1, 1)
+    assert float(temporal_loss(ramp)) == pytest.approx(0.25)
+    assert temporal_loss(error[:, :1]) == 0
+
+
+def test_gradient_loss_is_the_mean_over_its_features_own_means():
+    """2 s in eight cells and 4 s in two: 4 and 16 times the direction's power, whatever their sizes."""
+    source, mask = torch.zeros(1, 1, 1, 16, 16), torch.ones(1, 1, 1, 16, 16)
+    arguments = {"step": 0.1, "draws": Draws.of(0, 1)}
+    power = float(gradient_loss(lambda s: (s,), source, mask, step=0.1, draws=Draws.of(0, 1)))
+    value = gradient_loss(lambda s: (2 * s, 4 * s.repeat(1, 3, 1, 1, 1)), source, mask, **arguments)
+    assert float(value) == pytest.approx(10 * power, rel=1e-4)
+
+
+def test_the_blur_hides_what_is_inside_and_moves_no_cell_outside():
+    source = torch.zeros(1, 1, 1, 12, 12)
+    source[..., 5:7, 5:7] = 1
+    mask = torch.zeros_like(source)
+    mask[..., 3:9, 3:9] = 1
+    hidden = blur_inside(source, mask)
+    assert float(hidden.max()) < 0.2 and torch.equal(hidden[mask == 0], source[mask == 0])
+    level = torch.full_like(source, 0.7)
+    torch.testing.assert_close(blur_inside(level, mask), level)

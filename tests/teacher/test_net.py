@@ -106,7 +106,7 @@ def test_the_ratio_is_of_what_is_injected_to_what_it_is_added_to(
     net = GenPropNet(small_base.backbone, NET, sce)
     enliven(net)
     parts = net.parts(*net_inputs)
-    skips = net.backbone.body(parts.stem).targets_nchw
+    skips = net.backbone.body(parts.seen.stem).targets_nchw
     targets = skips[:3] if injection == "skips" else skips[2:3]  # the first block's output is its last skip
     expected = max(float(r.std() / t.std()) for r, t in zip(parts.sce.residuals_nchw, targets, strict=True))
     assert parts.injection_ratio.item() == pytest.approx(expected, rel=1e-5)

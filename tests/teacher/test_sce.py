@@ -13,7 +13,7 @@ from genprop.config import Config, NetConfig, SceConfig
 from genprop.errors import GenPropError
 from genprop.teacher.base import Base
 from genprop.teacher.net import GenPropNet
-from genprop.teacher.sce import Injection, SelectiveContentEncoder
+from genprop.teacher.sce import Injection, Seen, SelectiveContentEncoder
 
 VARIANTS = [
     SceConfig(injection=injection, fusion=fusion, norm=norm)
@@ -78,14 +78,17 @@ def test_the_frozen_backbone_gets_no_gradient(trial: Trial) -> None:
     assert backbone and all(p.grad is None and not p.requires_grad for p in backbone)
 
 
-def test_a_norm_zeroed_with_its_convolution_would_not_learn() -> None:
+def test_with_norm_and_convolution_zeroed_only_biases_ever_learn(
+    small_base: Base, net_inputs: tuple[Tensor, ...]
+) -> None:
     """The report's initialisation: the check above has to fail on it."""
-    layer = Injection(32, norm=True)
-    assert isinstance(layer.norm, nn.GroupNorm)
-    nn.init.zeros_(layer.norm.weight)
-    x = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(0))
-    (layer(x) * x).sum().backward()
-    assert layer.conv.weight.grad is not None and not layer.conv.weight.grad.any()
+    torch.manual_seed(0)
+    sce = SceConfig(norm=True, zero="both")
+    trial = Trial(GenPropNet(small_base.backbone, NetConfig(mpd_hidden=(32, 16)), sce), net_inputs)
+    for _ in range(3):
+        learning = {name for name, g in trial.gradients().items() if g.any() and name.startswith("sce.")}
+        assert learning == {f"sce.injections.{i}.conv.bias" for i in range(4)}
+        trial.step()
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -111,7 +114,7 @@ def test_one_residual_for_each_skip_or_block(
     backbone = small_base.backbone
     sample, timestep, first, source, embedding, ids = net_inputs
     stem = backbone.stem(torch.cat([sample, first], dim=2), timestep, embedding, ids)
-    out = SelectiveContentEncoder(backbone, config)(stem, source, first)
+    out = SelectiveContentEncoder(backbone, config)(Seen(sample, timestep, stem, first, None), source)
     assert len(out.residuals_nchw) == expected
     plain = backbone.body(stem)
     targets = plain.targets_nchw if injection == "skips" else plain.targets_nchw[2:4]
@@ -146,7 +149,7 @@ def test_it_reads_the_source_and_the_first_frame_and_the_noise_only_when_fused(
             sample: Tensor, source: Tensor, first: Tensor, sce: SelectiveContentEncoder = sce
         ) -> Tensor:
             stem = backbone.stem(torch.cat([sample, net_inputs[2]], dim=2), timestep, embedding, ids)
-            return sce(stem, source, first).features_nchw
+            return sce(Seen(sample, timestep, stem, first, None), source).features_nchw[-1]
 
         plain = features(sample, source, first)
         assert not torch.allclose(features(sample, source + 1, first), plain, atol=1e-3)

@@ -1,13 +1,16 @@
 """The region-aware loss (GenProp, section 3.3) and the masks it needs on the latent grid.
 
-    L = L_nonmask + w_mask L_mask + w_grad L_grad + w_mpd L_mpd
+    L = L_nonmask + w_mask L_mask + w_grad L_grad + w_mpd L_mpd + w_temporal L_temporal
+
+Every loss is the mean over a batch of what each sample has on its own, so that a batch may be split among
+processes. The means by region that are only logged (`hole`, `keep`, `iou`) are pooled over the batch.
 
 Legend: as in `unet.py`; masks are `[B, T, 1, h, w]` in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +18,26 @@ from torch.nn import functional as F
 
 from genprop.config import LossConfig
 from genprop.draws import Draws
+
+BLUR_CELLS = 2.0
+"""Deviation, in latent cells, of the blur of `blur_inside`."""
+
+
+def blur(x_nchw: Tensor, *, deviation: float, radius: int) -> Tensor:
+    """A Gaussian over height and width, cut off at `radius`; beyond the border, the nearest."""
+    taps = torch.arange(-radius, radius + 1, device=x_nchw.device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (taps / deviation) ** 2)
+    kernel = kernel / kernel.sum()
+    single = x_nchw.flatten(0, 1).unsqueeze(1)
+    padded = F.pad(single, (radius,) * 4, mode="replicate")
+    blurred = F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return blurred.view_as(x_nchw)
+
+
+def blur_inside(source_btchw: Tensor, mask_bt1hw: Tensor) -> Tensor:
+    """Latents, blurred where the mask is: what lies there is hidden, its colour is not."""
+    blurred = blur(source_btchw.flatten(0, 1), deviation=BLUR_CELLS, radius=round(2 * BLUR_CELLS))
+    return torch.lerp(source_btchw, blurred.view_as(source_btchw), mask_bt1hw.expand_as(source_btchw))
 
 
 def latent_mask(mask_bthw: Tensor, size: tuple[int, int], *, kind: str) -> Tensor:
@@ -31,21 +54,17 @@ def latent_mask(mask_bthw: Tensor, size: tuple[int, int], *, kind: str) -> Tenso
         small = F.interpolate(flat, size=size, mode="nearest")
     else:
         cell = flat.shape[-1] // size[1]
-        radius = cell
-        taps = torch.arange(-radius, radius + 1, device=flat.device, dtype=torch.float32)
-        kernel = torch.exp(-0.5 * (taps / (0.5 * cell)) ** 2)
-        kernel = kernel / kernel.sum()
-        padded = F.pad(flat, (radius,) * 4, mode="replicate")
-        blurred = F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-        small = F.adaptive_avg_pool2d(blurred, size)
+        small = F.adaptive_avg_pool2d(blur(flat, deviation=0.5 * cell, radius=cell), size)
     return small.unflatten(0, mask_bthw.shape[:2])
 
 
 def region_terms(error_btchw: Tensor, mask_bt1hw: Tensor, config: LossConfig) -> dict[str, Tensor]:
     """The squared error by region, and the mean of each region for the log.
 
-    `nonmask` and `mask` are normalised over all elements, so that they add up to the plain mean at weight 1;
-    `keep` and `hole` are the mean over the region's own elements.
+    `nonmask` and `mask` are normalised over all elements, so that they add up to the plain mean at weight 1,
+    or (`normalise = "region"`) over each region's own elements in a sample, so that a small edit counts as
+    much as a large one; a region that a sample lacks counts 0. `keep` and `hole` are the mean over the
+    region's own elements, in any case.
     """
     squared = error_btchw.float() ** 2
     inside, outside = squared * mask_bt1hw, squared * (1 - mask_bt1hw)
@@ -53,7 +72,10 @@ def region_terms(error_btchw: Tensor, mask_bt1hw: Tensor, config: LossConfig) ->
     with torch.no_grad():
         hole = inside.sum() / (mask_bt1hw.sum() * channels).clamp(min=1e-6)
         keep = outside.sum() / ((1 - mask_bt1hw).sum() * channels).clamp(min=1e-6)
-    nonmask, mask = outside.mean(), inside.mean()
+    if config.normalise == "region":
+        mask, nonmask = _own_mean(inside, mask_bt1hw), _own_mean(outside, 1 - mask_bt1hw)
+    else:
+        mask, nonmask = inside.mean(), outside.mean()
     return {
         "nonmask": nonmask,
         "mask": mask,
@@ -63,14 +85,30 @@ def region_terms(error_btchw: Tensor, mask_bt1hw: Tensor, config: LossConfig) ->
     }
 
 
+def _own_mean(masked_btchw: Tensor, weight_bt1hw: Tensor) -> Tensor:
+    """The mean over each sample's own region, averaged over the batch."""
+    elements = weight_bt1hw.flatten(1).sum(1) * masked_btchw.shape[2]
+    return (masked_btchw.flatten(1).sum(1) / elements.clamp(min=1e-6)).mean()
+
+
+def temporal_loss(error_btchw: Tensor) -> Tensor:
+    """L_temporal: the squared error of the differences between neighbouring frames; 0 of a single frame.
+
+    Of the same error as the other terms: an error that stands still costs nothing here, one that flickers
+    does. (A velocity's error is the x0's over c_out, so noise levels weigh as EDM has them.)
+    """
+    flicker = error_btchw.float().diff(dim=1)
+    return (flicker**2).sum() / max(1, flicker.numel())
+
+
 def gradient_loss(
-    features: Callable[[Tensor], Tensor],
+    features: Callable[[Tensor], Sequence[Tensor]],
     source_btchw: Tensor,
     mask_bt1hw: Tensor,
     *,
     step: float,
     draws: Draws,
-    at_source: Tensor | None = None,
+    at_source: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """L_grad: how much the content encoder's features change with what is under the mask.
 
@@ -78,13 +116,14 @@ def gradient_loss(
     branches (GenProp, section 3.3).
 
     Args:
-        features: the content encoder as a function of `source`.
+        features: the content encoder as a function of `source`; the mean is over its outputs' own means.
         at_source: `features(source)`, where that is at hand.
     """
     direction = draws.randn(*source_btchw.shape[1:])
     there = features(source_btchw + step * direction * mask_bt1hw)
     here = features(source_btchw) if at_source is None else at_source
-    return (((there - here).float() / step) ** 2).mean()
+    slopes = [(((t - h).float() / step) ** 2).mean() for t, h in zip(there, here, strict=True)]
+    return torch.stack(slopes).mean()
 
 
 def carry_loss(carried_btchw: Tensor, target_btchw: Tensor, mask_bt1hw: Tensor) -> Tensor:
@@ -115,12 +154,17 @@ def texture_error(ours_nchw: Tensor, true_nchw: Tensor, *, cell: int) -> Tensor:
     return torch.stack([difference.abs().mean(1) for difference in pooled]).sum(0)
 
 
-def mask_loss(logits_bt1hw: Tensor, mask_bt1hw: Tensor, *, kind: str) -> Tensor:
-    """L_mpd: binary cross-entropy (the report) or squared error of the probability (the paper)."""
+def mask_loss(logits_bt1hw: Tensor, mask_bt1hw: Tensor, *, kind: str, balance: float = 1.0) -> Tensor:
+    """L_mpd: binary cross-entropy (the report) or squared error of the probability (the paper).
+
+    Args:
+        balance: how much more a cell of the mask counts than one outside: masks are small, and above 1 a
+            decoder that says "nowhere" is not nearly right.
+    """
     logits = logits_bt1hw.float()
     if kind == "bce":
-        return F.binary_cross_entropy_with_logits(logits, mask_bt1hw)
-    return F.mse_loss(logits.sigmoid(), mask_bt1hw)
+        return F.binary_cross_entropy_with_logits(logits, mask_bt1hw, pos_weight=logits.new_tensor(balance))
+    return ((1 + (balance - 1) * mask_bt1hw) * (logits.sigmoid() - mask_bt1hw) ** 2).mean()
 
 
 def mask_iou(logits_bt1hw: Tensor, mask_bt1hw: Tensor) -> Tensor:

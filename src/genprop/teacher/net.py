@@ -1,41 +1,57 @@
-"""GenProp's network: frozen backbone, Selective Content Encoder and Mask Prediction Decoder in one `Net`.
+"""GenProp's network: frozen backbone, content encoder and Mask Prediction Decoder in one `Net`.
 
-Teacher and student are both this class; they differ in what was trained and how it is sampled.
+Teacher and student are both this class; they differ in what was trained and how it is sampled. The content
+encoder is GenProp's copy or one of the alternatives (`KINDS`); nothing outside this file asks which.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from genprop.config import NetConfig, SceConfig
+from genprop.errors import GenPropError
+from genprop.teacher.adapters import ConvAdapter, CtrlAdapter
 from genprop.teacher.carry import Carried, Carry
 from genprop.teacher.gate import MaskGate
 from genprop.teacher.mpd import MaskPredictionDecoder
-from genprop.teacher.sce import SceOut, SelectiveContentEncoder
-from genprop.teacher.unet import Backbone, Stem
-from genprop.types import NetOut
+from genprop.teacher.sce import Place, SceOut, Seen, SelectiveContentEncoder
+from genprop.teacher.unet import Backbone, Body, Stem
+from genprop.teacher.unet3d import UNet3d
+from genprop.types import TASKS, NetOut
+
+KINDS = {
+    "copy": SelectiveContentEncoder,
+    "ctrl-adapter": CtrlAdapter,
+    "conv-adapter": ConvAdapter,
+    "unet3d": UNet3d,
+}
+"""The content encoders, by `sce.kind`."""
 
 
 class Parts(NamedTuple):
     """A forward with what the losses and the metrics need of its inside.
 
-    `reference` is what the content encoder read beside the original: the edited first frame in every
-    frame, carried along where the network has a carry.
+    `seen` is what the content encoder read beside the original; `injection_ratio` the largest ratio of
+    deviations of what is injected to what it is added to, 0 where nothing is.
     """
 
     out: NetOut
-    stem: Stem
+    seen: Seen
     sce: SceOut
     injection_ratio: Tensor
-    reference_btchw: Tensor
     carried: Carried | None
 
 
 class GenPropNet(nn.Module):
     """`(sample, timestep, first, source, image_embedding, added_time_ids) -> NetOut`; see `types.Net`.
+
+    A network with a task embedding (`net.tasks`) takes `added_time_ids` of four columns, the last of which
+    is the index in `types.TASKS` of the kind of edit; the embedding is added to the time embedding that the
+    content encoder sees, and the frozen backbone does not. Others read three columns, and no fourth.
 
     Args:
         backbone: the image-to-video backbone. It is frozen here; a student's LoRA is added after.
@@ -46,12 +62,17 @@ class GenPropNet(nn.Module):
     def __init__(self, backbone: Backbone, config: NetConfig, sce: SceConfig) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        self.sce = SelectiveContentEncoder(backbone, sce)
+        self.sce = KINDS[sce.kind](backbone, sce)
         widths = backbone.config["block_out_channels"]
-        self.mpd = MaskPredictionDecoder(widths[min(1, len(widths) - 1)], hidden=config.mpd_hidden)
+        width = self.sce.width if isinstance(self.sce, UNet3d) else widths[min(1, len(widths) - 1)]
+        self.mpd = MaskPredictionDecoder(width, hidden=config.mpd_hidden)
         self.gate = MaskGate() if config.gate else None
         channels = backbone.config["out_channels"]
         self.carry = Carry(channels, config.carry) if config.carry else None
+        self.tasks = nn.Embedding(len(TASKS), 4 * widths[0]) if config.tasks else None  # upstream's 4
+        if self.tasks is not None:
+            nn.init.normal_(self.tasks.weight, std=0.02)
+        self.scale = sce.scale  # alpha, in training and after
         # How strongly the original is followed at inference, 0 to 1; 0 is the bare image-to-video model.
         self.injection_weight = 1.0
 
@@ -77,14 +98,18 @@ class GenPropNet(nn.Module):
     ) -> Parts:
         """`forward`, with the content encoder's output and the injected-to-backbone ratio of deviations."""
         stem = self.backbone.stem(
-            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids
+            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids[:, :3]
         )
         carried = None if self.carry is None else self.carry(source, first)
         reference = first if carried is None else carried.latents_btchw.to(first.dtype)
-        sce = self.sce(stem, source, reference)
-        residuals = tuple(self.injection_weight * r for r in sce.residuals_nchw)
-        blocks = self.sce.injection == "blocks"
-        body = self.backbone.body(stem, () if blocks else residuals, residuals if blocks else ())
+        task = self._task(added_time_ids)
+        seen = Seen(sample, timestep, _told(stem, task), reference, task)
+        sce = self.sce(seen, source)
+        residuals = tuple(self.scale * self.injection_weight * r for r in sce.residuals_nchw)
+        if sce.answer is None:
+            body, targets = inject(self.backbone, stem, residuals, self.sce.injection)
+        else:
+            body, targets = sce.answer, ()
         b, t, _, h, w = sample.shape
         logits = self.mpd(body.penultimate_nchw, size=(h, w)).unflatten(0, (b, t))
         velocity = body.velocity_btchw
@@ -93,10 +118,45 @@ class GenPropNet(nn.Module):
                 velocity, logits, sample=sample, timestep=timestep, source=source, carried=carried
             )
         with torch.no_grad():
-            ratio = torch.stack(
-                [
-                    residual.float().std() / target.float().std()
-                    for residual, target in zip(residuals, body.targets_nchw, strict=False)
-                ]
-            ).max()
-        return Parts(NetOut(velocity, logits), stem, sce, ratio, reference, carried)
+            ratios = [
+                residual.float().std() / target.float().std()
+                for residual, target in zip(residuals, targets, strict=False)
+            ]
+            ratio = torch.stack(ratios).max() if ratios else velocity.new_zeros(())
+        return Parts(NetOut(velocity, logits), seen, sce, ratio, carried)
+
+    def _task(self, added_time_ids: Tensor) -> Tensor | None:
+        """The embedding of the kind of edit, `[B, D]`."""
+        if self.tasks is None:
+            return None
+        if added_time_ids.shape[1] != 4:
+            raise GenPropError(
+                f"added_time_ids has {added_time_ids.shape[1]} columns, expected 4: the last is the task",
+                "encode the data with tasks, or set net.tasks = false",
+            )
+        return self.tasks(added_time_ids[:, 3].long())
+
+
+def _told(stem: Stem, task_bd: Tensor | None) -> Stem:
+    """The stem with the task added to its time embedding."""
+    if task_bd is None:
+        return stem
+    b, t = stem.image_only_bt.shape
+    of_each_frame = task_bd.to(stem.time_embedding_nd.dtype).repeat_interleave(t, dim=0, output_size=b * t)
+    return stem._replace(time_embedding_nd=stem.time_embedding_nd + of_each_frame)
+
+
+def inject(
+    backbone: Backbone, stem: Stem, residuals: Sequence[Tensor], place: Place
+) -> tuple[Body, tuple[Tensor, ...]]:
+    """The backbone after its stem, residuals added in their place; and what each was added to."""
+    if place == "stem":
+        (residual,) = residuals
+        body = backbone.body(stem._replace(features_nchw=stem.features_nchw + residual))
+        return body, (stem.features_nchw,)
+    body = (
+        backbone.body(stem, block_residuals=residuals)
+        if place == "blocks"
+        else backbone.body(stem, residuals)
+    )
+    return body, body.targets_nchw

@@ -18,12 +18,14 @@ from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
 from genprop.latents import ImageEncoder
 from genprop.teacher.base import drop_condition
 from genprop.teacher.losses import (
+    blur_inside,
     carry_loss,
     gradient_loss,
     latent_mask,
     mask_iou,
     mask_loss,
     region_terms,
+    temporal_loss,
 )
 from genprop.teacher.net import GenPropNet, Parts
 from genprop.types import Cond
@@ -50,7 +52,12 @@ class TeacherObjective(nn.Module):
         self.net, self.image_encoder, self.config = net, image_encoder, config
 
     def inputs(self, batch: Batch, draws: Draws | None) -> Inputs:
-        """An encoded batch; with draws, the image condition of some is dropped."""
+        """An encoded batch as the network wants it; with draws, the image condition of some is dropped.
+
+        With `sce.source = "blurred"` the original is blurred inside the *true* mask, in validation as in
+        training: an oracle, which shows what hiding the edited object is worth. At inference there is no
+        such mask.
+        """
         target, source = batch["target"].float(), batch["source"].float()
         first = batch["first"].float().unsqueeze(1).expand_as(target)
         if "embedding" in batch:
@@ -63,10 +70,9 @@ class TeacherObjective(nn.Module):
         mask = latent_mask(
             batch["mask"], (target.shape[-2], target.shape[-1]), kind=self.config.loss.downsample
         )
-        ids = batch["added_time_ids"].float()
-        if not self.config.net.tasks:
-            ids = ids[:, :3]
-        return Inputs(target, Cond(first, source, embedding, ids), mask)
+        if self.config.sce.source == "blurred":
+            source = blur_inside(source, mask)
+        return Inputs(target, Cond(first, source, embedding, batch["added_time_ids"].float()), mask)
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         inputs = self.inputs(batch, draws)
@@ -84,18 +90,24 @@ class TeacherObjective(nn.Module):
         """The region-aware loss of an error, be it of a velocity or of an x0."""
         loss = self.config.loss
         terms = region_terms(error, inputs.mask, loss)
-        terms["mpd"] = mask_loss(parts.out.mask_logits, inputs.mask, kind=loss.mpd_kind)
+        terms["mpd"] = mask_loss(
+            parts.out.mask_logits, inputs.mask, kind=loss.mpd_kind, balance=loss.mpd_balance
+        )
         total = terms["region"] + loss.mpd * terms["mpd"]
         if loss.gradient:
+            chosen = slice(-1 if loss.gradient_features == "last" else 0, None)
             terms["gradient"] = gradient_loss(
-                lambda source: self.net.sce(parts.stem, source, parts.reference_btchw).features_nchw,
+                lambda source: self.net.sce(parts.seen, source).features_nchw[chosen],
                 inputs.cond.source,
                 inputs.mask,
                 step=loss.gradient_step,
                 draws=draws,
-                at_source=parts.sce.features_nchw,
+                at_source=parts.sce.features_nchw[chosen],
             )
             total = total + loss.gradient * terms["gradient"]
+        if loss.temporal:
+            terms["temporal"] = temporal_loss(error)
+            total = total + loss.temporal * terms["temporal"]
         if parts.carried is not None:
             dropped = ~inputs.cond.first.flatten(1).any(1)  # nothing can be carried from there
             carried = torch.where(dropped.view(-1, 1, 1, 1, 1), inputs.target, parts.carried.latents_btchw)

@@ -5,47 +5,95 @@ residual to each skip connection it covers (stem, every resnet, the downsampler)
 features that enter only after a downsampler cannot carry the background's detail.
 `injection = "blocks"` keeps the variant with one residual a block, for comparison.
 
+It is one kind of content encoder (`sce.kind`), and the others (`adapters.py`, `unet3d.py`) have its form:
+a module `(seen, source) -> SceOut` whose `injection` says what its residuals are added to.
+
 Legend: as in `unet.py`.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from genprop.config import SceConfig
 from genprop.errors import GenPropError
-from genprop.teacher.unet import Backbone, Stem, run_block
+from genprop.teacher.unet import Backbone, Body, Stem, run_block
+
+Place = Literal["skips", "blocks", "stem"]
+"""What residuals are added to: the first skip connections, the first blocks' outputs, the stem's features."""
+
+
+class Seen(NamedTuple):
+    """What a content encoder may read beside the original.
+
+    `sample` and `timestep` are the network's own arguments; `stem` is the backbone's, its time embedding
+    with the task's added; `reference` is the edited first frame in every frame, carried along where the
+    network has a carry; `task` is the embedding of the kind of edit, None in networks without one.
+    """
+
+    sample_btchw: Tensor
+    timestep_b: Tensor
+    stem: Stem
+    reference_btchw: Tensor
+    task_bd: Tensor | None
 
 
 class SceOut(NamedTuple):
-    """Residuals for the backbone, already through their injection layers, and the last raw features."""
+    """Residuals for the backbone, already through their injection layers, and what went into those, raw.
+
+    An encoder that needs no backbone ("unet3d") has no residuals, but the answer.
+    """
 
     residuals_nchw: tuple[Tensor, ...]
-    features_nchw: Tensor
+    features_nchw: tuple[Tensor, ...]
+    answer: Body | None = None
 
 
 class Injection(nn.Module):
     """A 1x1x1 convolution into the backbone, with a group norm before it as an option.
 
-    Its effect is zero at the start *with a gradient*: the convolution alone is zero-initialised. Zeroing
-    the norm's weight as well would leave nothing but a bias that learns. (One frame at a time, a 1x1x1
-    convolution is a 1x1 one.)
+    Its effect is zero at the start *with a gradient*: the convolution alone is zero-initialised. With
+    `zero = "both"` the norm's weight and bias are, too, as in the report: the convolution's input is zero
+    then, and so is what comes back through it, so that nothing but its bias ever learns. (One frame at a
+    time, a 1x1x1 convolution is a 1x1 one.)
     """
 
-    def __init__(self, channels: int, *, norm: bool) -> None:
+    def __init__(self, channels: int, *, norm: bool, zero: Literal["conv", "both"] = "conv") -> None:
         super().__init__()
         self.norm = nn.GroupNorm(32, channels) if norm else nn.Identity()
         self.conv = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.conv.weight)
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
+        for layer in (self.conv, *([self.norm] if zero == "both" else [])):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features_nchw: Tensor) -> Tensor:
         return self.conv(self.norm(features_nchw))
+
+
+def skips_of(backbone: Backbone, blocks: int) -> list[tuple[int, int]]:
+    """The skip connections that the stem and the first `blocks` down blocks give: channels, times halved.
+
+    Raises:
+        GenPropError: the backbone has fewer down blocks.
+    """
+    available = len(backbone.down_blocks)
+    if blocks > available:
+        raise GenPropError(
+            f"sce.blocks is {blocks}, but the backbone has {available} down blocks",
+            "set sce.blocks to at most that",
+        )
+    skips = [(backbone.conv_in.out_channels, 0)]
+    covered: Any = backbone.down_blocks[:blocks]  # upstream's, of either kind
+    for i, block in enumerate(covered):
+        width = backbone.config["block_out_channels"][i]
+        skips += [(width, i)] * len(block.resnets)
+        if block.downsamplers is not None:
+            skips.append((width, i + 1))
+    return skips
 
 
 class SelectiveContentEncoder(nn.Module):
@@ -53,31 +101,20 @@ class SelectiveContentEncoder(nn.Module):
 
     def __init__(self, backbone: Backbone, config: SceConfig) -> None:
         super().__init__()
-        available = len(backbone.down_blocks)
-        if config.blocks > available:
-            raise GenPropError(
-                f"sce.blocks is {config.blocks}, but the backbone has {available} down blocks",
-                "set sce.blocks to at most that",
-            )
-        self.injection = config.injection
+        widths = [channels for channels, _ in skips_of(backbone, config.blocks)]
+        self.injection: Place = config.injection
         self.conv_in = copy.deepcopy(backbone.conv_in)
         self.down_blocks = copy.deepcopy(backbone.down_blocks[: config.blocks])
-        stem_channels = backbone.conv_in.out_channels
-        self.fusion = Injection(stem_channels, norm=False) if config.fusion == "bidirectional" else None
-        block_channels = backbone.config["block_out_channels"][: config.blocks]
+        self.fusion = Injection(widths[0], norm=False) if config.fusion == "bidirectional" else None
         if config.injection == "blocks":
-            channels = list(block_channels)
-        else:
-            channels = [stem_channels]
-            blocks: Any = self.down_blocks  # upstream's, of either kind
-            for block, width in zip(blocks, block_channels, strict=True):
-                channels += [width] * (len(block.resnets) + (block.downsamplers is not None))
-        self.injections = nn.ModuleList(Injection(c, norm=config.norm) for c in channels)
+            widths = list(backbone.config["block_out_channels"][: config.blocks])
+        self.injections = nn.ModuleList(Injection(c, norm=config.norm, zero=config.zero) for c in widths)
         self.requires_grad_(True)
 
-    def forward(self, stem: Stem, source_btchw: Tensor, reference_btchw: Tensor) -> SceOut:
-        """Read the original video (`source`, scaled latents) beside the edited first frame (`reference`)."""
-        hidden = self.conv_in(torch.cat([source_btchw, reference_btchw], dim=2).flatten(0, 1))
+    def forward(self, seen: Seen, source_btchw: Tensor) -> SceOut:
+        """Read the original video (`source`, scaled latents) beside the edited first frame."""
+        stem = seen.stem
+        hidden = self.conv_in(torch.cat([source_btchw, seen.reference_btchw], dim=2).flatten(0, 1))
         if self.fusion is not None:
             hidden = hidden + self.fusion(stem.features_nchw)
         skips, outputs = (hidden,), ()
@@ -87,4 +124,4 @@ class SelectiveContentEncoder(nn.Module):
             outputs += (hidden,)
         injected = outputs if self.injection == "blocks" else skips
         residuals = tuple(inject(x) for inject, x in zip(self.injections, injected, strict=True))
-        return SceOut(residuals, hidden)
+        return SceOut(residuals, injected)
