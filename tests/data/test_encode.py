@@ -22,9 +22,11 @@ from genprop.config import Config
 from genprop.data import jobs
 from genprop.data.jobs import Job, encode_part
 from genprop.data.latents import PixelSamples
+from genprop.data.mixture import EditClips
 from genprop.data.procedural import ProceduralClips
 from genprop.data.shards import LatentFolder, read_index, shard_path
-from genprop.data.triplets import FOLDERS, TripletFolder
+from genprop.data.sources import open_source
+from genprop.data.triplets import FOLDERS
 from genprop.errors import GenPropError
 from genprop.teacher.base import Base, new_base
 from genprop.video import write_clip
@@ -204,12 +206,14 @@ def test_an_error_of_a_process_reaches_the_user_as_it_is(
     for name in FOLDERS:
         (tmp_path / "clips" / name).mkdir(parents=True)
         for index in range(4):
-            frames = np.zeros((2 if index == 3 else 4, 16, 16, 3), np.uint8)
+            frames = np.full((2, 16, 16, 3), 255, np.uint8)
             write_clip(tmp_path / "clips" / name / f"{index}.mp4", frames, fps=Fraction(8))
-    triplets = TripletFolder(tmp_path / "clips", frames=3, height=16, width=16)
-    with pytest.raises(GenPropError, match="has 2 frames, expected at least 3") as caught:
+    triplets = EditClips([(open_source(tmp_path / "clips"), 1.0)], small_config, count=4, seed=0)
+    with pytest.raises(
+        GenPropError, match=r"none of the 4 clips.*has 2 frames, expected at least 3"
+    ) as caught:
         encoded(tmp_path / "out", small_config.clip, dataset=triplets, processes=2)
-    assert caught.value.hint.startswith("Give longer clips")
+    assert "genprop data check" in caught.value.hint
     assert "latents-000001.tar" not in files(tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tmp"))
 

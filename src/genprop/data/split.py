@@ -69,14 +69,17 @@ def read_split(path: Path) -> dict[str, list[str]]:
 
 def source_of(path: Path) -> str:
     """The folder that a split is of; GenPropError where `path` is no split."""
-    return str(_table(path)["source"])
+    table = _table(path)
+    if "source" not in table:
+        raise GenPropError(f"{path} does not say what it splits", "Make it again: `genprop data split`.")
+    return str(table["source"])
 
 
 def _table(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         parts = {part: list(table[part]) for part in ("train", "validation")}
-        return {"source": table["source"], **table, **parts}
+        return {**table, **parts}
     except OSError as error:
         raise GenPropError(
             f"{path} cannot be read: {error.strerror}", "Make it: `genprop data split`."
