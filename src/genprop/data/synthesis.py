@@ -62,7 +62,8 @@ def draw_edit(
     """One pair made of `clip`: a function of what `rng` and `donor` yield, and of nothing else.
 
     Where the clip's own object is not in frame 0 (or hardly: less than `SEEN` of it), the edit would not be
-    in the edited first frame; the pair is then one of copy-and-paste, which needs a donor's object only.
+    in the edited first frame; the pair is then one of copy-and-paste, which needs a donor's object only. The
+    frequency of that task is a little above its setting for it. The real clip is not copied.
 
     Args:
         clip: what the pair is made of.
