@@ -117,16 +117,3 @@ def test_the_cache_trains_without_the_image_encoder(
             parameter.fill_(float("nan"))
     assert objective(stored, Draws.of(0, 2))["loss"].isfinite()
     assert not objective(bare, Draws.of(0, 2))["loss"].isfinite()
-
-
-@pytest.mark.parametrize("tasks", [False, True])
-def test_only_networks_with_tasks_are_told_the_task(
-    encoded: Encoded, small_base: Base, small_config: Config, tmp_path: Path, tasks: bool
-) -> None:
-    net_config = small_config.net.model_copy(update={"tasks": tasks})
-    config = small_config.model_copy(update={"net": net_config})
-    net = GenPropNet(small_base.backbone, small_config.net, small_config.sce)
-    folder = encoded(tmp_path, config.clip)
-    batch = default_collate([folder[i] for i in range(2)])
-    ids = TeacherObjective(net, small_base.image_encoder, config).inputs(batch, None).cond.added_time_ids
-    assert torch.equal(ids, batch["added_time_ids"] if tasks else batch["added_time_ids"][:, :3])
