@@ -80,14 +80,14 @@ def train(
         GenPropError: whatever can be known to fail, before anything is loaded or encoded: an `out` that
             cannot be written or holds another run, too little memory; then, a base or data that are none.
     """
+    if stage == "carry" and not config.net.carry:
+        raise GenPropError("net.carry is 0, so there is no carry to train", "for example --set net.carry=56")
     settings = getattr(config, stage)
     check_run(settings, out, resume=resume)
     check_fits(plan(config, stage=stage, base=base), available_memory())
     if stage == "autoencoder":
         return train_autoencoder(config, base=base, out=out, resume=resume)
     assert base is not None
-    if stage == "carry" and not config.net.carry:
-        raise GenPropError("net.carry is 0, so there is no carry to train", "for example --set net.carry=56")
     loaded = load_base(base, variant=config.base.variant)
     samples = training_samples(data, config, loaded, out, workers=settings.workers)
     if stage == "backbone":
