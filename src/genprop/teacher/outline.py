@@ -32,8 +32,14 @@ ENCODE, SAMPLE, DECODE = "encode", "validation sample", "decode"
 
 @dataclass(frozen=True)
 class How:
-    """What is not in the configuration: processes, whether their weights are sharded, frames that are en-
-    and decoded at a time, and whether the device is CUDA's."""
+    """What the configuration does not say.
+
+    Attributes:
+        devices: processes, one on each.
+        sharded: whether they share out the weights (FSDP), or each has them all.
+        chunk: frames that are encoded and decoded at a time.
+        cuda: whether the device is CUDA's; if not, it is a CPU.
+    """
 
     devices: int = 1
     sharded: bool = False
@@ -43,7 +49,7 @@ class How:
 
 @dataclass(frozen=True)
 class Call:
-    """Something that runs without gradients; `during` the fit, its states are there, before it they are not."""
+    """What runs without gradients: `during` the fit, beside its states, or before it."""
 
     run: Callable[[], Any]
     during: bool = True
@@ -68,8 +74,14 @@ class Training:
 
 
 def outline(config: Config, stage: Stage, how: How) -> Training:
-    """A stage of `genprop train`."""
-    base, clip = frozen_base(config, how), config.clip
+    """A stage of `genprop train`.
+
+    Raises:
+        GenPropError: the stage is the carry's, and the configuration has none.
+    """
+    if stage == "carry" and not config.net.carry:
+        raise GenPropError("net.carry is 0, so there is no carry to train", "for example --set net.carry=56")
+    base = frozen_base(config, how)
     if stage == "autoencoder":
         return _autoencoder(config, base)
     settings = {"backbone": config.backbone, "carry": config.carry, "teacher": config.teacher}[stage]
@@ -86,28 +98,20 @@ def outline(config: Config, stage: Stage, how: How) -> Training:
         if stage == "carry":
             objective = CarryObjective(region)
             net.requires_grad_(False)
-            if net.carry is not None:
-                net.carry.requires_grad_(True)
+            assert net.carry is not None
+            net.carry.requires_grad_(True)
         else:
             objective = region
             calls |= validation(config, base, region, guided)
-    return Training(
-        settings,
-        objective,
-        {"autoencoder": base.autoencoder},
-        batch_loss(objective, config, base, settings),
-        calls,
-    )
+    loss = batch_loss(objective, config, base, settings)
+    return Training(settings, objective, {"autoencoder": base.autoencoder}, loss, calls)
 
 
 def _autoencoder(config: Config, base: Base) -> Training:
     """The autoencoder on single frames, all of it; nothing else is there."""
     base.autoencoder.requires_grad_(True)
-    objective, count, clip = (
-        AutoencoderObjective(base.autoencoder),
-        config.autoencoder.batch_size,
-        config.clip,
-    )
+    objective, clip = AutoencoderObjective(base.autoencoder), config.clip
+    count = config.autoencoder.batch_size
 
     def loss() -> Tensor:
         frames = torch.zeros(count, clip.height, clip.width, 3, dtype=torch.uint8)
@@ -194,7 +198,7 @@ def architecture(config: Config, base: str | Path | None = None) -> BaseConfig:
     tables = {part: found.get(part) or config.base.model_dump(include={part})[part] for part in PARTS}
     if missing := [part for part, table in tables.items() if table is None]:
         raise GenPropError(
-            f"nothing says what the base {name} is: got no {missing[0]}/config.json and no [base.{missing[0]}]",
+            f"the base {name} is not here, and [base.{missing[0]}] is not set: expected either",
             "give a folder with --base, or describe it in the tables of the configuration, as svd-xt does",
         )
     return config.base.model_copy(update=tables)

@@ -133,11 +133,8 @@ class Plan:
             parameters.add_row(part.name, millions(part.parameters), millions(part.trained))
         parameters.caption = f"{self.trained / self.parameters:.1%} of the parameters train"
         clip = self.config.clip
-        memory = Table(
-            "piece",
-            title=f"{self.stage}: GB on one device at its peak, {clip.frames} frames of {clip.width}x{clip.height}",
-            box=SIMPLE_HEAD,
-        )
+        size = f"{clip.frames} frames of {clip.width}x{clip.height}"
+        memory = Table("piece", title=f"{self.stage}: GB on one device, {size}", box=SIMPLE_HEAD)
         columns = ("weights", "gradients", "optimizer", "ema", "activations", "temporary", "total")
         for name in columns:
             memory.add_column(name, justify="right")
@@ -213,7 +210,7 @@ def pieces(
             swapped = size // shards if call.during else 0  # the weights that the EMA stands in for
             yield replace(state, name=name, activations=peak, temporary=state.temporary + swapped)
     if only in (None, STEP):
-        peak = trace_step(made.loss, held, made.settings, cuda=how.cuda)
+        peak = trace_step(made.loss, trained, held=held, settings=made.settings, cuda=how.cuda)
         yield replace(
             states,
             name=STEP,
@@ -249,9 +246,9 @@ def check_fits(plan: Plan, available: int) -> None:
     helpful = [(total, knob) for knob, total in knobs(plan) if total < 0.99 * worst.total]
     clip = plan.config.clip
     raise GenPropError(
-        f"{plan.stage} does not fit: {worst.name} needs {worst.total * MARGIN / 1e9:.1f} GB for {clip.frames} "
-        f"frames of {clip.width}x{clip.height}, expected at most {available / 1e9:.1f} GB",
-        "; ".join(f"{knob} (to {total * MARGIN / 1e9:.1f} GB)" for total, knob in sorted(helpful))
+        f"{plan.stage} does not fit: {worst.name} needs {gigabytes(worst.total * MARGIN)} for {clip.frames} "
+        f"frames of {clip.width}x{clip.height}, expected at most {gigabytes(available)}",
+        "; ".join(f"{knob} (to {gigabytes(total * MARGIN)})" for total, knob in sorted(helpful))
         or "take a smaller network or a larger device",
     )
 
@@ -282,8 +279,8 @@ def knobs(plan: Plan) -> Iterator[tuple[str, int]]:
     if name in (ENCODE, DECODE) and how.chunk > 1:
         yield "a chunk of 1 frame", need(config, replace(how, chunk=1))
     if name == ENCODE:
-        others = [use.total for use in plan.uses if use.name != ENCODE]
-        yield "encode before, with `genprop data encode`", max(others)
+        others = (use.total for use in plan.uses if use.name != ENCODE)
+        yield "encode before, with `genprop data encode`", max(others, default=0)
     if clip.frames > 1:
         half = (clip.frames + 1) // 2
         yield f"--set clip.frames={half}", clipped(frames=half)
@@ -311,6 +308,10 @@ def available_memory() -> int:
         used = int((group / "memory.current").read_text(encoding="utf-8"))
         free = min(free, int(most) - used)
     return free
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.4g} GB"
 
 
 def millions(count: int) -> str:

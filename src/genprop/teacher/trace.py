@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -145,22 +145,25 @@ def fake_tensors(*, cuda: bool = False) -> Iterator[None]:
 
 
 def trace_step(
-    loss: Callable[[], Tensor], parameters: Iterable[Tensor], settings: TrainConfig, *, cuda: bool
+    loss: Callable[[], Tensor],
+    trained: Sequence[Tensor],
+    *,
+    held: Iterable[Tensor],
+    settings: TrainConfig,
+    cuda: bool,
 ) -> dict[str, int]:
     """The peak of one micro-batch as `loop.fit` runs it, beside what is held all the time.
 
     Args:
         loss: the forward pass.
-        parameters: of the objective, all of them; they are not counted. Where gradients accumulate, the
-            gradients of those that train are there before the pass.
+        trained: the parameters that train. Where gradients accumulate, theirs are there before the pass.
+        held: what is not counted: parameters, buffers.
 
     Returns:
         Bytes by kind at the peak: what the forward pass made, what the backward pass made, gradients.
     """
     tracker = Tracker(cuda=cuda)
-    parameters = list(parameters)
-    trained = [p for p in parameters if p.requires_grad]
-    tracker.ignore(parameters)
+    tracker.ignore(held)
     with tracker:
         if settings.accumulate > 1:
             for parameter in trained:

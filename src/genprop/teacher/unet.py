@@ -105,11 +105,11 @@ def checkpoint_blocks(*modules: nn.Module) -> None:
     recorded. State-dict keys stay; a deep copy keeps the setting.
     """
     for module in modules:
-        layers: Any = module.modules()  # upstream's attributes are not typed
-        for layer in layers:
+        for layer in module.modules():
             if isinstance(layer, BLOCKS):
-                layer.gradient_checkpointing = True
-                layer._gradient_checkpointing_func = recompute
+                block: Any = layer  # upstream's attributes are not typed
+                block.gradient_checkpointing = True
+                block._gradient_checkpointing_func = recompute
             elif type(layer) is TransformerSpatioTemporalModel:
                 # As torch's `fully_shard` does: a subclass without state of its own, so nothing else changes.
                 layer.__class__ = RecomputedTransformer
