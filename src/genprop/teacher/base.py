@@ -232,13 +232,23 @@ def new_base(config: BaseConfig, *, seed: int) -> Base:
         torch.manual_seed(seed)
         try:
             backbone = Backbone(**(config.unet or {}))
-            vae = AutoencoderKL(**(config.vae or {}))
+            vae = _new_vae(**(config.vae or {}))
             clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**(config.image_encoder or {})))
         except (TypeError, ValueError) as error:
             raise GenPropError(
                 f"base: {error}", "the keys of base.unet, base.vae and base.image_encoder are upstream's"
             ) from error
     return Base(backbone, Autoencoder(vae), ImageEncoder(clip))
+
+
+def _new_vae(
+    *, _class_name: str = "AutoencoderKL", **arguments: Any
+) -> AutoencoderKL | AutoencoderKLTemporalDecoder:
+    """An autoencoder of the class that diffusers' own key names."""
+    classes = {c.__name__: c for c in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
+    if _class_name not in classes:
+        raise ValueError(f"vae._class_name is {_class_name!r}, expected one of {', '.join(classes)}")
+    return classes[_class_name](**arguments)
 
 
 def save_base(base: Base, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
