@@ -112,6 +112,7 @@ def unseen(config: Any, clips: int) -> list[Any]:
 def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> dict[str, float]:
     """The teacher's sampling (Euler, guided as the preset) of unseen clips against their truth."""
     import torch
+    from genprop.evaluate.metrics import MaskIoU, RegionPsnr, Sharpness
     from torch.utils.data import default_collate
 
     from genprop.config import LossConfig
@@ -119,7 +120,6 @@ def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> 
     from genprop.draws import Draws
     from genprop.edm import Guided, NetDenoiser, karras_sigmas
     from genprop.evaluate.measure import pixels_of
-    from genprop.evaluate.metrics import MaskIoU, RegionPsnr, Sharpness
     from genprop.runtime.composite import upsample_mask
     from genprop.sampling import euler
     from genprop.teacher.losses import latent_mask, region_terms

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genprop.bundle import Bundle, base_sha256, check_base, locate, read_bundle, sha256, write_bundle
+from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
 from genprop.errors import GenPropError
+from genprop.hub import base_sha256, locate, sha256
 
 SIGMAS = {1: (80.0,), 2: (80.0, 1.0)}
 
@@ -65,13 +66,6 @@ def test_a_bundle_and_its_base_may_be_moved_together(bundle: Bundle, tmp_path: P
     for name in ("student", "base"):
         os.replace(tmp_path / name, moved / name)
     check_base(read_bundle(moved / "student"))
-
-
-def test_a_hub_id_is_kept_as_it_is(tmp_path: Path, tensors: dict[str, Tensor], small_config: Config) -> None:
-    made = write_bundle(
-        tmp_path / "teacher", kind="teacher", config=small_config, base="some/model", tensors=tensors
-    )
-    assert (made.base, made.card.base_sha256, made.lora) == ("some/model", "", None)
 
 
 def test_tensors_are_stored_in_the_precision_asked_for(

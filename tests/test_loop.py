@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genprop.checkpoint import list_checkpoints
+from genprop.config import TrainConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
-from genprop.loop import Batches, TrainConfig, ema_decay, fit, learning_rate, sample_seeds, swapped
+from genprop.loop import Validation, fit
+from genprop.optimizer import ema_decay, learning_rate
+from genprop.stream import Batches, sample_seeds
+from genprop.trained import swapped
 
 
 class Regression(nn.Module):
@@ -252,11 +256,11 @@ def test_validation_sees_the_ema_and_training_goes_on_undisturbed(tmp_path: Path
     seen: dict[int, dict[str, Tensor]] = {}
     objective, plain = Regression(noise=0.1, dropout=0.2), Regression(noise=0.1, dropout=0.2)
 
-    def validate(step: int) -> tuple[dict[str, float], np.ndarray | None]:
+    def validate(step: int) -> Validation:
         assert not torch.is_grad_enabled()
         seen[step] = weights(objective.net)
         torch.rand(3)  # whatever it draws must not matter
-        return {"psnr": 10.0 * step}, np.full((4, 6, 3), step, np.uint8) if step > 2 else None
+        return Validation({"psnr": 10.0 * step}, np.full((4, 6, 3), step, np.uint8) if step > 2 else None)
 
     summary = fit(objective, points(), config, tmp_path / "a", validate=validate)
     fit(plain, points(), config, tmp_path / "b")

@@ -11,14 +11,12 @@ embedded base goes by its name, so that a bundle over it can be moved.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -29,9 +27,7 @@ from torch import Tensor
 
 from genprop.config import Config, Model
 from genprop.errors import GenPropError
-
-EMBEDDED = {"tiny": "student", "tiny-teacher": "teacher", "tiny-base": "base"}
-"""The models inside the package, by the names that stand for them everywhere."""
+from genprop.hub import EMBEDDED, base_sha256, locate, locate_base, sha256
 
 
 class Card(Model):
@@ -70,23 +66,6 @@ class Bundle:
         """The folder of the student's LoRA, if it has one."""
         folder = self.folder / "lora"
         return folder if folder.is_dir() else None
-
-
-def locate(name: str | Path) -> Path:
-    """The folder of a model: an embedded name, or a folder.
-
-    Raises:
-        GenPropError: there is no such folder.
-    """
-    if str(name) in EMBEDDED:
-        return Path(str(files("genprop") / "assets" / "tiny" / EMBEDDED[str(name)]))
-    folder = Path(name)
-    if not folder.is_dir():
-        raise GenPropError(
-            f"no model named {str(name)!r}: expected a folder, or one of {', '.join(EMBEDDED)}",
-            "a hub model has to be downloaded into a folder first",
-        )
-    return folder
 
 
 def read_bundle(name: str | Path) -> Bundle:
@@ -151,12 +130,12 @@ def write_bundle(
         )
         if save_lora is not None:
             save_lora(staging / "lora")
-        local = Path(base).is_dir()
+        variant = config.base.variant
         card = Card(
             kind=kind,
             config=config,
             base=_name_of_base(base, folder),
-            base_sha256=base_sha256(base) if local else "",
+            base_sha256=base_sha256(locate_base(base, variant=variant), variant=variant),
             sigmas=dict(sigmas or {}),
             files={str(p.relative_to(staging)): sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()},
         )
@@ -196,21 +175,6 @@ def _name_of_base(base: str | Path, folder: Path) -> str:
     return os.path.relpath(base, folder) if Path(base).is_dir() else str(base)
 
 
-def sha256(file: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def base_sha256(base: str | Path) -> str:
-    """One hash over the weights of a base folder: of the sorted names and hashes of its safetensors."""
-    digest = hashlib.sha256()
-    folder = Path(base)
-    for file in sorted(folder.rglob("*.safetensors")):
-        digest.update(f"{file.relative_to(folder).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
 def check_base(bundle: Bundle, base: str | Path | None = None) -> None:
     """Refuse a base (the bundle's own by default) whose weights are not the ones it was trained on.
 
@@ -218,7 +182,8 @@ def check_base(bundle: Bundle, base: str | Path | None = None) -> None:
         GenPropError: the hashes differ.
     """
     expected, base = bundle.card.base_sha256, base or bundle.base
-    if expected and (got := base_sha256(base)) != expected:
+    variant = bundle.card.config.base.variant
+    if (got := base_sha256(locate_base(base, variant=variant), variant=variant)) != expected:
         raise GenPropError(
             f"the base {base} has SHA-256 {got[:16]}…, but {bundle.folder} was trained on {expected[:16]}…",
             "use the base that the bundle names",

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from genprop.cli_train import data_app, distill, train
+from genprop.console import AsJson, Seed, print_json, refuse, say, stderr
 from genprop.errors import GenPropError
 
 app = typer.Typer(
@@ -28,30 +28,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
+app.command()(train)
+app.command()(distill)
 app.add_typer(data_app, name="data")
-
-stderr = Console(stderr=True, markup=False, highlight=False)  # a path may hold [brackets]
-if not stderr.is_terminal:  # a table in a log file is not cut to 80 columns
-    stderr.width = 120
-
-LARGEST_SEED = 2**32 - 1
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
-]
-Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of all that is random.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")]
-
-
-class Stage(StrEnum):
-    """What `genprop train` trains."""
-
-    autoencoder = "autoencoder"
-    backbone = "backbone"
-    carry = "carry"
-    teacher = "teacher"
 
 
 class Target(StrEnum):
@@ -79,19 +58,6 @@ def main() -> None:
         refuse(error.message, error.hint)
     except OSError as error:
         refuse(str(error), "check that the file is whole, and that there is room and permission to write")
-
-
-def refuse(message: str, hint: str) -> NoReturn:
-    """The two lines, and exit 1."""
-    stderr.print(f"error: {message}", style="bold red", soft_wrap=True)
-    if hint:
-        say(f"hint: {hint}")
-    sys.exit(1)
-
-
-def say(text: str) -> None:
-    """A line for a person; it stays one line, however long."""
-    stderr.print(text, soft_wrap=True)
 
 
 @app.command()
@@ -135,6 +101,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch, compile, onnxruntime.")] = "auto",
     seed: Seed = 0,
+    task: Annotated[
+        str, typer.Option(help="The kind of edit, for a model that is told: remove, insert, track, deblur.")
+    ] = "remove",
     out: Annotated[Path | None, typer.Option(help="The output; VIDEO-genprop.mp4 if not given.")] = None,
     composite: Annotated[
         bool, typer.Option(help="Take only the predicted mask's pixels from the model.")
@@ -149,10 +118,10 @@ def run(
     if (edited is None) == (mask is None):
         raise typer.BadParameter("give either --edited or --mask")
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("propagate", total=None)
+        row = bar.add_task("propagate", total=None)
 
         def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(row, completed=done, total=total)
 
         result = run_video(
             video,
@@ -161,6 +130,7 @@ def run(
             mask=mask,
             steps=steps,
             seed=seed,
+            task=task,
             out=out,
             composite=composite,
             save_mask=save_mask,
@@ -172,73 +142,6 @@ def run(
     )
     if as_json:
         print_json(result)
-
-
-@app.command()
-def train(
-    config: Annotated[str, typer.Option("--config", "--preset", help="A preset, or a TOML file.")] = "tiny",
-    stage: Annotated[Stage, typer.Option(help="What to train.")] = Stage.teacher,
-    data: Annotated[
-        str, typer.Option(help="procedural, a folder of triplets, or a folder of encoded samples.")
-    ] = "procedural",
-    base: Annotated[
-        str | None, typer.Option(help="The base to go on from; base.path of the configuration if not given.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
-    start: Annotated[str | None, typer.Option(help="A teacher to go on from.")] = None,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train the teacher (carry first, where it has one), or a base of your own (autoencoder, backbone)."""
-    from genprop.bundle import locate
-    from genprop.checkpoint import check_folder
-    from genprop.config import load_config
-    from genprop.teacher.train import train as train_stage
-
-    settings = load_config(config, overrides or ())
-    check_folder(out)
-    log_to_stderr()
-    name = base if base is not None else settings.base.path
-    if name is None and stage is not Stage.autoencoder:
-        raise GenPropError(
-            f"--stage {stage.value} needs a base, got none",
-            "give --base DIR, for example runs/autoencoder/base",
-        )
-    folder = None if name is None else locate(name)
-    summary = train_stage(stage.value, settings, data=data, base=folder, out=out, start=start, resume=resume)
-    made = str(out / ("teacher" if stage in (Stage.carry, Stage.teacher) else "base"))
-    say(f"{made}: the {stage.value}, after {summary['steps']} steps")
-    if as_json:
-        print_json({"out": made, **summary})
-
-
-@app.command()
-def distill(
-    teacher: Annotated[str, typer.Option(help="The teacher's bundle.")] = "tiny-teacher",
-    config: Annotated[str, typer.Option("--config", "--preset", help="A preset, or a TOML file.")] = "tiny",
-    data: Annotated[
-        str, typer.Option(help="procedural, a folder of triplets, or a folder of encoded samples.")
-    ] = "procedural",
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/student"),
-    start: Annotated[str | None, typer.Option(help="A student to go on from.")] = None,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    as_json: AsJson = False,
-) -> None:
-    """Distil a teacher into a student of 1 to 4 steps."""
-    from genprop.checkpoint import check_folder
-    from genprop.config import load_config
-    from genprop.distill.train import distill as distill_teacher
-
-    settings = load_config(config, overrides or ())
-    check_folder(out)
-    log_to_stderr()
-    summary = distill_teacher(teacher, settings, data=data, out=out, start=start, resume=resume)
-    made = str(out / "student")
-    say(f"{made}: the student, after {summary['steps']} steps")
-    if as_json:
-        print_json({"out": made, **summary})
 
 
 @app.command()
@@ -257,32 +160,6 @@ def export(
         print_json(manifest.model_dump(mode="json"))
 
 
-@data_app.command("encode")
-def encode(
-    data: Annotated[str, typer.Argument(help="procedural, or a folder of triplets.")],
-    base: Annotated[str, typer.Option(help="The base whose autoencoder encodes.")],
-    out: Annotated[Path, typer.Option(help="Folder of the encoded samples.")],
-    config: Annotated[str, typer.Option("--config", "--preset", help="A preset, or a TOML file.")] = "tiny",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode or draw.")] = 1,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Encode samples once, for any number of trainings."""
-    from genprop.bundle import locate
-    from genprop.checkpoint import check_folder
-    from genprop.config import load_config
-    from genprop.teacher.base import load_base
-    from genprop.teacher.train import latent_samples
-
-    settings = load_config(config, overrides or ())
-    check_folder(out)
-    samples, _ = latent_samples(data, settings, load_base(locate(base)), out, workers=workers)
-    count = len(samples)  # type: ignore[arg-type]
-    say(f"{out}: {count} samples for training, the rest held out")
-    if as_json:
-        print_json({"out": str(out), "training": count})
-
-
 @app.command()
 def info(as_json: AsJson = False) -> None:
     """Versions, devices, backends and the embedded models."""
@@ -295,17 +172,3 @@ def info(as_json: AsJson = False) -> None:
     stderr.print(table)
     if as_json:
         print_json(facts)
-
-
-def print_json(document: Any) -> None:
-    """One JSON document on stdout. JSON has no nan and no infinity: they are null."""
-    text = json.dumps(document, default=str)
-    print(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1))
-
-
-def log_to_stderr() -> None:
-    """The trainings' lines, for a person, on stderr."""
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)

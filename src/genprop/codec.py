@@ -24,7 +24,8 @@ from .errors import GenPropError
 # FFmpeg's default conversion is off by one or two levels; a frame nobody touched should not be.
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _UNTAGGED, _LIMITED = 2, 1  # AVCOL_SPC_UNSPECIFIED, AVCOL_RANGE_MPEG
-_AGAIN = "Give a complete video; `ffmpeg -i IN -c:v libx264 OUT.mp4` repairs or converts many."
+AGAIN = "Give a complete video; `ffmpeg -i IN -c:v libx264 OUT.mp4` repairs or converts many."
+"""The hint for a video that cannot be read."""
 
 
 def decode(path: Path, *, max_frames: int | None = None) -> tuple[list[np.ndarray], Fraction]:
@@ -41,22 +42,22 @@ def decode(path: Path, *, max_frames: int | None = None) -> tuple[list[np.ndarra
     try:
         with av.open(str(path), "r") as container:
             if not container.streams.video:
-                raise GenPropError(f"{path} has no pictures in it, expected a video", _AGAIN)
+                raise GenPropError(f"{path} has no pictures in it, expected a video", AGAIN)
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             fps = stream.average_rate or stream.guessed_rate or Fraction(25)
             for packet in container.demux(stream):
                 cut |= packet.is_corrupt  # the demuxer got only a part of it
                 for frame in packet.decode():
-                    frames.append(_upright_rgb(frame))
+                    frames.append(upright_rgb(frame))
                     if len(frames) == max_frames:
                         return frames, fps
-            stated = _stated_frames(container)
+            stated = stated_frames(container)
     except FFmpegError as error:
-        raise GenPropError(f"{path} cannot be decoded as a video: {error.strerror}", _AGAIN) from error
+        raise GenPropError(f"{path} cannot be decoded as a video: {error.strerror}", AGAIN) from error
     if cut or len(frames) < 0.9 * stated:
         raise GenPropError(
-            f"{path} is cut short: {len(frames)} frames, expected about {round(stated)}", _AGAIN
+            f"{path} is cut short: {len(frames)} frames, expected about {round(stated)}", AGAIN
         )
     return frames, fps
 
@@ -78,7 +79,7 @@ def encode(path: Path, frames: np.ndarray, *, fps: Fraction, crf: int, audio_fro
             _mux(out, video, _audio_packets(out, source, seconds=len(frames) / fps))
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+def upright_rgb(frame: av.VideoFrame) -> np.ndarray:
     """RGB as players show it: by the stream's matrix, turned by its display matrix."""
     matrix = _default_matrix(frame.height) if frame.colorspace == _UNTAGGED else None
     rgb = frame.reformat(format="rgb24", src_colorspace=matrix, interpolation=_EXACT).to_ndarray()
@@ -89,7 +90,7 @@ def _default_matrix(height: int) -> Colorspace:
     return Colorspace.ITU709 if height >= 720 else Colorspace.ITU601
 
 
-def _stated_frames(container: InputContainer) -> float:
+def stated_frames(container: InputContainer) -> float:
     """How many frames the container says it has; 0 where it cannot know.
 
     By duration, not by mp4's sample count: that one includes what an edit list trims away.

@@ -68,11 +68,13 @@ class ClipConfig(Model):
 class BaseConfig(Model):
     """The frozen base: where it is, or how to build one that is to be trained (upstream's own arguments).
 
-    `store` is the precision of every file that training writes; what is trained next reads the rounded
-    numbers, so nothing shifts when a model is shipped.
+    `variant` is which of the base's weights are read: fp16, or the plain ones where there are any. `store` is
+    the precision of every file that training writes; what is trained next reads the rounded numbers, so
+    nothing shifts when a model is shipped.
     """
 
     path: str | None = None
+    variant: Literal["fp16"] | None = None
     store: Literal["fp32", "fp16"] = "fp32"
     unet: dict[str, Any] | None = None
     vae: dict[str, Any] | None = None
@@ -220,13 +222,15 @@ class DataConfig(Model):
 
     Attributes:
         count: samples in all, drawn from the sources by their weights.
-        validation: samples that are held out of them.
+        validation: samples of clips that are held out.
+        cache: encode all samples once, before training; else each in its step.
         stride: the largest step between the frames of a window; each window draws its own from 1 on.
         crop: where the window is cut out of a frame that is resized to cover it.
     """
 
     count: int = Field(default=4096, gt=0)
     validation: int = Field(default=8, gt=0)
+    cache: bool = True
     seed: int = 0
     stride: int = Field(default=1, ge=1)
     crop: Literal["random", "centre"] = "centre"

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from genprop.bundle import sha256
 from genprop.config import Config, Model
 from genprop.errors import GenPropError
+from genprop.hub import sha256
 
 FILE = "manifest.json"
 FRAMES = "frames"

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genprop.config import ClipConfig
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -33,6 +35,12 @@ class Clip:
 
 TASKS = ("remove", "insert", "track", "deblur")
 """The kinds of edit a network can be told of, by their index (GenProp S1)."""
+
+
+def time_ids(clip: ClipConfig, task: str | None = None) -> Tensor:
+    """SVD's micro-conditioning (fps - 1, motion bucket, noise augmentation), `[3]`; with a task, `[4]`."""
+    values = [clip.fps - 1, clip.motion_bucket, clip.noise_aug]
+    return torch.tensor(values if task is None else [*values, TASKS.index(task)], dtype=torch.float32)
 
 
 @dataclass(frozen=True)

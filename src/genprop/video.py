@@ -54,7 +54,7 @@ def read_clip(path: Path, *, max_frames: int | None = None, folder_fps: Fraction
             f"{path} does not exist, expected a video or a folder of frames", "Check the path."
         )
     if path.is_dir():
-        frames, fps = [read_image(p) for p in _images(path)[:max_frames]], folder_fps
+        frames, fps = [read_image(p) for p in image_files(path)[:max_frames]], folder_fps
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         raise GenPropError(f"{path} is a picture, expected a video", "Give the video, or a folder of frames.")
     else:
@@ -70,6 +70,12 @@ def read_clip(path: Path, *, max_frames: int | None = None, folder_fps: Fraction
                 "Bring all frames to the same width and height.",
             )
     return Clip(np.stack(frames), fps, path)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The pictures in a folder in natural order (2 before 10); hidden files are no pictures."""
+    found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"([0-9]+)", p.name)])
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -199,11 +205,6 @@ def write_image(path: Path, image: np.ndarray) -> None:
         _, data = cv2.imencode(path.suffix.lower(), bgr)  # jpg at cv2's quality of 95
         temporary.write_bytes(data.tobytes())
         os.replace(temporary, path)
-
-
-def _images(folder: Path) -> list[Path]:
-    found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"([0-9]+)", p.name)])
 
 
 def _size(image: np.ndarray) -> str:

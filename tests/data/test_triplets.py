@@ -1,135 +1,174 @@
-"""Triplet folders: pairing, windows, sizes, and each way in which a folder can be wrong."""
+"""Triplet folders: pairing, windows, sizes, and each way in which a triplet can be wrong."""
 
-from fractions import Fraction
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import pytest
+from numpy.random import PCG64, Generator
 
-from genprop.data.triplets import FOLDERS, TripletFolder
+from genprop.data.triplets import FOLDERS, Triplets
+from genprop.data.window import View
 from genprop.errors import GenPropError
-from genprop.video import write_clip
+from genprop.types import EditSample
+
+if TYPE_CHECKING:
+    from conftest import Maker
+
+Write = Callable[..., None]
 
 
-def numbered(count: int, *, height: int = 24, width: int = 40) -> np.ndarray:
-    """Frames `[T, H, W, 3]` whose grey level is 10 times their number."""
-    level = 10 * np.arange(count, dtype=np.uint8)[:, None, None, None]
-    return np.broadcast_to(level, (count, height, width, 3))
+def read(folder: Path, view: View, *, index: int = 0, seed: int = 0) -> EditSample:
+    sample = Triplets(folder).read(index, Generator(PCG64(seed)), view, note=pytest.fail)
+    assert isinstance(sample, EditSample)
+    return sample
 
 
-def write_frames(folder: Path, frames: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for i, frame in enumerate(frames):
-        assert cv2.imwrite(str(folder / f"{i:03d}.png"), np.ascontiguousarray(frame[..., ::-1]))
+def fault(folder: Path, view: View = View(2, 8, 8)) -> str:  # noqa: B008
+    with pytest.raises(GenPropError) as error:
+        read(folder, view)
+    return error.value.message
 
 
-def add(root: Path, name: str, *, counts: tuple[int, int, int] = (12, 12, 12), width: int = 40) -> None:
-    """A triplet: edited is 5 brighter; the mask is the left half."""
-    source, target, mask = (numbered(c, width=width).copy() for c in counts)
-    target += 5
-    mask[:] = 0
-    mask[:, :, : width // 2] = 255
-    for part, frames in zip(FOLDERS, (source, target, mask), strict=True):
-        write_frames(root / part / name, frames)
-
-
-def test_an_item_is_one_window_of_all_three_parts(tmp_path: Path) -> None:
+def test_an_item_is_one_window_of_all_three_parts(triplet: Write, tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
-        add(tmp_path, name)
-    data = TripletFolder(tmp_path, frames=4, height=12, width=12)
-    assert len(data) == 3
-    assert [original.name for original, _, _ in data.triplets] == ["a", "b", "c"]
-    sample = data[1]
+        triplet(tmp_path, name)
+    source = Triplets(tmp_path)
+    assert source.names == ["a", "b", "c"] and source.pairs and source.where == str(tmp_path)
+    sample = read(tmp_path, View(4, 12, 12, stride=3), index=1)
     assert sample.source.shape == (4, 12, 12, 3) and sample.mask.shape == (4, 12, 12)
-    first = sample.source[0, 0, 0, 0]
-    assert np.array_equal(sample.source[:, 0, 0, 0], first + 10 * np.arange(4))
+    levels = sample.source[:, 0, 0, 0].astype(int)
+    assert set(np.diff(levels)) < {10, 20, 30} and len(set(np.diff(levels))) == 1
     assert np.array_equal(sample.target, sample.source + 5)
     assert sample.task == "remove"
     # The crop keeps the centre: half of it is masked still.
-    assert sample.mask[:, :, :6].all() and not sample.mask[:, :, 6:].any()
+    assert sample.mask[:, :, :5].all() and not sample.mask[:, :, 7:].any()
 
 
-def test_windows_depend_on_seed_and_index_only(tmp_path: Path) -> None:
-    add(tmp_path, "a")
-    starts = []
-    for seed in range(12):
-        data = TripletFolder(tmp_path, frames=4, height=12, width=20, seed=seed)
-        assert np.array_equal(data[0].source, data[0].source)
-        starts.append(int(data[0].source[0, 0, 0, 0]) // 10)
-    assert len(set(starts)) > 3
-    assert min(starts) >= 0 and max(starts) <= 8
+def test_a_random_crop_is_the_same_in_all_three_parts(make: Maker, tmp_path: Path) -> None:
+    ramp = np.zeros((1, 24, 40, 3), np.uint8)
+    ramp[0, ..., 0] = 6 * np.arange(40)
+    make.folder(tmp_path / "original_videos" / "a", ramp)
+    make.folder(tmp_path / "edited_videos" / "a", ramp + 1)
+    make.folder(
+        tmp_path / "masks" / "a", np.where(ramp[..., :1] > 90, np.uint8(255), np.uint8(0)).repeat(3, -1)
+    )
+    lefts = set()
+    for seed in range(20):
+        sample = read(tmp_path, View(1, 24, 24, crop="random"), seed=seed)
+        assert np.array_equal(sample.target, sample.source + 1)
+        assert np.array_equal(sample.mask, sample.source[..., 0] > 90)
+        lefts.add(int(sample.source[0, 0, 0, 0]) // 6)
+    assert len(lefts) > 6
 
 
-def test_the_whole_clip_is_a_window(tmp_path: Path) -> None:
-    add(tmp_path, "a", counts=(4, 4, 4))
-    sample = TripletFolder(tmp_path, frames=4, height=12, width=20)[0]
-    assert sample.source[:, 0, 0, 0].tolist() == [0, 10, 20, 30]
+def test_the_whole_clip_is_a_window(triplet: Write, tmp_path: Path) -> None:
+    triplet(tmp_path, "a", counts=(4, 4, 4))
+    assert read(tmp_path, View(4, 12, 20)).source[:, 0, 0, 0].tolist() == [0, 10, 20, 30]
 
 
-@pytest.mark.parametrize(("height", "width"), [(12, 12), (13, 7), (8, 31), (48, 48)])
-def test_the_aspect_is_kept(tmp_path: Path, height: int, width: int) -> None:
-    """A disc stays a disc, in the middle."""
-    frame = np.zeros((120, 200, 3), np.uint8)
-    cv2.circle(frame, (100, 60), 20, (255, 255, 255), -1)
-    for part in FOLDERS:
-        write_frames(tmp_path / part / "disc", frame[None])
-    mask = TripletFolder(tmp_path, frames=1, height=height, width=width)[0].mask[0]
-    assert mask.shape == (height, width)
-    rows, columns = np.nonzero(mask)
-    assert abs(np.ptp(rows) - np.ptp(columns)) <= 1
-    assert abs(rows.mean() - (height - 1) / 2) < 1 and abs(columns.mean() - (width - 1) / 2) < 1
-
-
-def test_mp4_and_frame_folders_mix(tmp_path: Path) -> None:
-    add(tmp_path, "a", counts=(6, 6, 6))
-    frames = numbered(6).copy()
+def test_mp4_and_frame_folders_mix(make: Maker, tmp_path: Path) -> None:
+    frames = make.frames(6)
     for part in FOLDERS[:2]:
-        write_clip(tmp_path / part / "b.mp4", frames, fps=Fraction(8))
-    write_frames(tmp_path / "masks" / "b", np.full_like(frames, 255))
-    sample = TripletFolder(tmp_path, frames=6, height=24, width=40)[1]
+        make.clip(tmp_path / part / "b.mp4", frames)
+    make.folder(tmp_path / "masks" / "b", np.full_like(frames, 255))
+    sample = read(tmp_path, View(6, 24, 32))
     assert np.abs(sample.source.astype(int) - frames).max() <= 4
     assert sample.mask.all()
+
+
+def test_windows_are_drawn_until_the_object_is_in_the_first_frame(make: Maker, tmp_path: Path) -> None:
+    """An edit begins in the first frame; only frames 8 and 9 of 12 have one."""
+    for part in FOLDERS[:2]:
+        make.folder(tmp_path / part / "a", make.frames(12))
+    mask = make.half(12)
+    mask[:8], mask[10:] = 0, 0
+    make.folder(tmp_path / "masks" / "a", mask)
+    samples = [read(tmp_path, View(2, 24, 32), seed=seed) for seed in range(40)]
+    levels = Counter(int(sample.source[0, 0, 0, 0]) // 10 for sample in samples)
+    assert set(levels) == {8, 9} and min(levels.values()) > 8
+    mask[:11], mask[11:] = 0, 255  # the last frame cannot be the first of two: it is found all the same
+    make.folder(tmp_path / "masks" / "b", mask)
+    (tmp_path / "masks" / "a").rename(tmp_path / "old")
+    (tmp_path / "masks" / "b").rename(tmp_path / "masks" / "a")
+    assert read(tmp_path, View(2, 24, 32)).mask.any((1, 2)).tolist() == [False, True]
 
 
 def test_missing_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "original_videos").mkdir()
     with pytest.raises(GenPropError, match="has no edited_videos, masks"):
-        TripletFolder(tmp_path, frames=1, height=8, width=8)
+        Triplets(tmp_path)
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     for part in FOLDERS:
         (tmp_path / part).mkdir()
     with pytest.raises(GenPropError, match="holds no videos"):
-        TripletFolder(tmp_path, frames=1, height=8, width=8)
+        Triplets(tmp_path)
 
 
-def test_names_that_do_not_match_are_named(tmp_path: Path) -> None:
-    add(tmp_path, "a", counts=(1, 1, 1))
-    write_frames(tmp_path / "masks" / "stray", numbered(1))
-    with pytest.raises(GenPropError, match="lacks original_videos/stray, edited_videos/stray;"):
-        TripletFolder(tmp_path, frames=1, height=8, width=8)
+def test_a_part_that_is_missing_is_a_fault_of_that_triplet_alone(
+    make: Maker, triplet: Write, tmp_path: Path
+) -> None:
+    triplet(tmp_path, "b")
+    make.folder(tmp_path / "masks" / "a", make.half(1))
+    assert "original video and edited video missing" in fault(tmp_path)
+    assert read(tmp_path, View(2, 8, 8), index=1).mask.any()
 
 
-def test_a_name_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
-    add(tmp_path, "a", counts=(1, 1, 1))
+def test_a_name_that_occurs_twice_is_a_fault(triplet: Write, tmp_path: Path) -> None:
+    triplet(tmp_path, "a", counts=(1, 1, 1))
     (tmp_path / "masks" / "a.mp4").write_bytes(b"")
-    with pytest.raises(GenPropError, match=r"both a and a\.mp4"):
-        TripletFolder(tmp_path, frames=1, height=8, width=8)
+    assert "holds both a and a.mp4" in fault(tmp_path)
 
 
-@pytest.mark.parametrize(("counts", "lengths"), [((5, 4, 5), ("4 ", "5 ")), ((5, 5, 3), ("3 ", "5 "))])
-def test_counts_that_differ_are_named(tmp_path: Path, counts: tuple[int, int, int], lengths: tuple) -> None:
-    add(tmp_path, "a", counts=counts)
-    data = TripletFolder(tmp_path, frames=2, height=8, width=8)
-    with pytest.raises(GenPropError) as error:
-        data[0]
-    assert all(length in error.value.message for length in lengths)
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((5, 4, 5), "the edited video has 4 frames, the video 5"),
+        ((5, 5, 3), "the mask has 3 frames, the video 5"),
+    ],
+)
+def test_counts_that_differ_are_named(
+    triplet: Write, tmp_path: Path, counts: tuple[int, int, int], words: str
+) -> None:
+    triplet(tmp_path, "a", counts=counts)
+    assert words in fault(tmp_path)
 
 
-def test_a_clip_shorter_than_the_window_is_an_error(tmp_path: Path) -> None:
-    add(tmp_path, "a", counts=(3, 3, 3))
-    data = TripletFolder(tmp_path, frames=4, height=8, width=8)
-    with pytest.raises(GenPropError, match="has 3 frames, expected at least 4"):
-        data[0]
+def test_sizes_that_differ_are_named(make: Maker, tmp_path: Path) -> None:
+    for part, width in zip(FOLDERS, (32, 44, 32), strict=True):
+        make.folder(tmp_path / part / "a", make.half(3, width=width))
+    assert "the edited video has frames of 44x24, expected 32x24" in fault(tmp_path)
+
+
+def test_frames_of_several_sizes_are_named(make: Maker, tmp_path: Path) -> None:
+    for part in FOLDERS:
+        make.folder(tmp_path / part / "a", make.half(3))
+    other = make.folder(tmp_path / "x", make.half(3, width=44))
+    (other / "00001.png").rename(tmp_path / "masks" / "a" / "00001.png")
+    assert "44x24" in fault(tmp_path, View(3, 8, 8))
+
+
+def test_a_clip_shorter_than_the_window_is_a_fault(triplet: Write, tmp_path: Path) -> None:
+    triplet(tmp_path, "a", counts=(3, 3, 3))
+    assert "it has 3 frames, expected at least 4" in fault(tmp_path, View(4, 8, 8))
+
+
+def test_a_mask_that_is_empty_everywhere_is_a_fault(make: Maker, tmp_path: Path) -> None:
+    for part in FOLDERS:
+        make.folder(tmp_path / part / "a", 0 * make.half(3))
+    assert "the mask is empty in all frames" in fault(tmp_path)
+
+
+def test_an_object_that_no_crop_shows_is_a_fault(make: Maker, tmp_path: Path) -> None:
+    frames = 0 * make.half(3, width=96)
+    frames[:, :, :8] = 255
+    for part in FOLDERS:
+        make.folder(tmp_path / part / "a", frames)
+    assert "the object is outside of all 9 crops" in fault(tmp_path, View(2, 24, 24))
+    assert read(tmp_path, View(2, 24, 96)).mask.any()

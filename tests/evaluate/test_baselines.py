@@ -7,7 +7,7 @@ import pytest
 
 from genprop.data.procedural import make_sample
 from genprop.evaluate.baselines import BASELINES, frozen_first_frame, identity, telea
-from genprop.evaluate.metrics import RegionPsnr
+from genprop.metrics import RegionPsnr
 from genprop.types import EditSample
 
 

@@ -13,13 +13,14 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from torch import Tensor
 
-from genprop.bundle import read_bundle, sha256, write_bundle
+from genprop.bundle import read_bundle, write_bundle
 from genprop.config import Config
 from genprop.edm import NetDenoiser
 from genprop.errors import GenPropError
 from genprop.export.onnx import export_onnx, stage_modules
 from genprop.export.spec import DENOISER
 from genprop.export.verify import TOLERANCE, check_parity, measure_graph
+from genprop.hub import sha256
 from genprop.manifest import Manifest, Parity, read_manifest
 from genprop.runtime.backends import Stages, open_stages
 from genprop.sampling import consistency

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genprop.bundle import sha256, write_bundle
+from genprop.bundle import write_bundle
 from genprop.config import Config
 from genprop.errors import GenPropError
 from genprop.export.manifest import file_hashes
 from genprop.export.onnx import export_graph, stage_modules
 from genprop.export.spec import DENOISER, graph_specs
+from genprop.hub import sha256
 from genprop.manifest import Manifest
 from genprop.runtime.backends import open_stages
 from genprop.runtime.backends.torch import on_device

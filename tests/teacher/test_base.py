@@ -80,7 +80,7 @@ def test_float16_on_disk_is_float32_in_memory(tmp_path, small_base):
 
 
 def test_a_folder_that_is_no_base_is_named(tmp_path, small_base):
-    with pytest.raises(GenPropError, match="unet, vae, image_encoder"):
+    with pytest.raises(GenPropError, match=r"lacks unet/config\.json, vae/config\.json"):
         load_base(tmp_path)
     save_base(small_base, tmp_path)
     config = json.loads((tmp_path / "vae" / "config.json").read_text())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from genprop.config import parse_config
 from genprop.draws import Draws
@@ -15,7 +14,7 @@ from genprop.teacher.carry import Carry
 from genprop.teacher.losses import carry_loss
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import CarryObjective, TeacherObjective
-from genprop.teacher.train import train_carry
+from genprop.teacher.train import train
 
 
 @pytest.fixture
@@ -125,11 +124,9 @@ def test_a_carry_without_the_gate_is_refused(small_config):
         parse_config(table)
 
 
-def test_nothing_to_train_is_refused(small_config, small_base: Base, tmp_path):
+def test_nothing_to_train_is_refused(small_config, tmp_path):
     with pytest.raises(GenPropError, match=r"net\.carry is 0"):
-        train_carry(
-            small_config, small_base, TensorDataset(), {}, base_path="x", out=tmp_path / "run", resume=False
-        )
+        train("carry", small_config, data=["procedural"], base="x", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
-from genprop.teacher.train import latent_samples, sampled_validation
+from genprop.teacher.samples import latent_samples
+from genprop.teacher.validate import sampled_validation
+from genprop.types import Cond
 
 
 def distill(
     teacher: str | Path,
     config: Config,
     *,
-    data: str | Path,
+    data: Sequence[str],
     out: Path,
     start: str | Path | None = None,
     resume: bool = False,
@@ -81,8 +84,8 @@ def distill(
     objective = ConsistencyObjective(student, base.image_encoder, config, teacher=guided, rewards=rewards)
     sigmas = torch.tensor([sampling.sigma_max, 0.0])
 
-    def sample(noise: Tensor, region: TeacherObjective) -> tuple[Tensor, Tensor]:
-        return consistency(NetDenoiser(student), noise, sigmas, region.inputs(held_out, None).cond)
+    def sample(noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        return consistency(NetDenoiser(student), noise, sigmas, cond)
 
     validate = sampled_validation(objective.region, held_out, base.autoencoder, sample)
     summary = fit(objective, trajectories, config.student, out, validate=validate, resume=resume)

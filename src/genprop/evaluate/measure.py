@@ -14,8 +14,8 @@ import torch
 from numpy.random import SeedSequence
 from torch import Tensor
 
-from genprop.evaluate.metrics import EndpointPsnr, MaskIoU, RegionPsnr, Sharpness
 from genprop.evaluate.report import Regions, Run, Seconds
+from genprop.metrics import EndpointPsnr, MaskIoU, RegionPsnr, Sharpness
 from genprop.pixels import to_pixels, to_uint8
 from genprop.runtime.backends import Stages
 from genprop.runtime.composite import upsample_mask

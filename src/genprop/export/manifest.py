@@ -11,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from genprop import __version__
-from genprop.bundle import Bundle, base_sha256, sha256
+from genprop.bundle import Bundle
 from genprop.errors import GenPropError
+from genprop.hub import sha256
 from genprop.manifest import is_export
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -25,7 +26,7 @@ def versions() -> dict[str, str]:
 
 def weight_hashes(bundle: Bundle) -> dict[str, str]:
     """SHA-256 of the bundle's files and, as `base`, of its base's weights."""
-    return {**bundle.card.files, "base": bundle.card.base_sha256 or base_sha256(bundle.base)}
+    return {**bundle.card.files, "base": bundle.card.base_sha256}
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -16,7 +16,12 @@ IMAGE_ENCODER = "image_encoder"
 
 
 def graph_specs(
-    clip: ClipConfig, *, latent_channels: int, embedding_width: int, downsampling: int
+    clip: ClipConfig,
+    *,
+    latent_channels: int,
+    embedding_width: int,
+    downsampling: int,
+    tasks: bool = False,
 ) -> dict[str, GraphSpec]:
     """The graphs of a model, by name.
 
@@ -25,6 +30,7 @@ def graph_specs(
         latent_channels: C of the latents.
         embedding_width: D of the image embedding.
         downsampling: pixels a latent cell is wide.
+        tasks: whether the network is told of the kind of edit.
     """
     size = (clip.height, clip.width)
     grid = (clip.height // downsampling, clip.width // downsampling)
@@ -39,7 +45,7 @@ def graph_specs(
                 TensorSpec(name="first", shape=latents),
                 TensorSpec(name="source", shape=latents),
                 embedding,
-                TensorSpec(name="added_time_ids", shape=(1, 3)),
+                TensorSpec(name="added_time_ids", shape=(1, 4 if tasks else 3)),
             ),
             outputs=(
                 TensorSpec(name="velocity", shape=latents),

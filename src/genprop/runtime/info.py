@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from genprop import __version__
-from genprop.bundle import EMBEDDED, locate
+from genprop.hub import EMBEDDED, locate
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnx", "onnxruntime")
 

@@ -22,7 +22,7 @@ from genprop.runtime.composite import composite as lay_over
 from genprop.runtime.composite import resize, upsample_mask
 from genprop.runtime.sample import WindowResult, evaluations_of, sample_window
 from genprop.runtime.windows import windows
-from genprop.types import Clip
+from genprop.types import TASKS, Clip
 from genprop.video import check_edited, read_clip, read_image, write_clip
 
 __all__ = ["Model", "Propagation", "WindowResult", "load", "sample_window"]
@@ -68,6 +68,7 @@ class Model:
         *,
         steps: int | None = None,
         seed: int = 0,
+        task: str = TASKS[0],
         composite: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Propagation:
@@ -82,14 +83,17 @@ class Model:
             edited: the edited first frame, a picture or uint8 `[H, W, 3]`, as large as the video.
             steps: sampling steps; None is the teacher's own number, and at most 4 for a student.
             seed: of all noise. The same seed gives the same result on the same backend.
+            task: the kind of edit, one of `TASKS`; only a model with a task embedding takes another than
+                the first.
             progress: called after each evaluation of the network with how many are done and how many
                 there are in all.
 
         Raises:
             GenPropError: no video, no frames, an edited frame of another size or aspect, or a number of
-                steps that the model does not know; before anything is computed.
+                steps or a task that the model does not know; before anything is computed.
         """
         began = time.perf_counter()
+        check_task(task, known=self.stages.config.net.tasks)
         per_window = evaluations_of(self.stages, steps)
         clip = _clip(video)
         first = _picture(edited)
@@ -121,6 +125,7 @@ class Model:
                 to_pixels(torch.from_numpy(given)),
                 steps=steps,
                 generator=generator,
+                task=task,
                 evaluated=evaluated,
             )
             # The frame that two windows share stays as the first of them made it, and so does its mask.
@@ -142,6 +147,21 @@ class Model:
 def load(model: str | Path = "tiny", *, backend: str = "auto") -> Model:
     """Open a model: an embedded name, a bundle, or an export folder. See `backends.open_stages`."""
     return Model(open_stages(model, backend=backend))
+
+
+def check_task(task: str, *, known: bool) -> None:
+    """Refuse a task that there is not, or that the model was not trained to be told of.
+
+    Raises:
+        GenPropError: names the tasks.
+    """
+    if task not in TASKS:
+        raise GenPropError(f"no task {task!r}: expected one of {', '.join(TASKS)}", "Choose one of these.")
+    if task != TASKS[0] and not known:
+        raise GenPropError(
+            f"the task is {task!r}, but the model has no task embedding: expected {TASKS[0]!r}",
+            "Use a model that was trained with net.tasks = true.",
+        )
 
 
 def _clip(video: Clip | str | Path | np.ndarray) -> Clip:

@@ -18,7 +18,7 @@ from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
 from genprop.runtime.backends import Stages
 from genprop.sampling import consistency, euler
-from genprop.types import Cond, Net, NetOut
+from genprop.types import TASKS, Cond, Net, NetOut, time_ids
 
 FEW = 4
 """A student takes its most steps up to this many where none are asked for."""
@@ -86,6 +86,7 @@ def sample_window(
     steps: int | None = None,
     generator: torch.Generator,
     noise: Tensor | None = None,
+    task: str = TASKS[0],
     deterministic: bool = False,
     evaluated: Callable[[], None] | None = None,
 ) -> WindowResult:
@@ -99,6 +100,7 @@ def sample_window(
         edited: the edited first frame, `[1, 3, H, W]` in [-1, 1].
         steps: see `schedule`.
         noise: standard normal `[1, T, C, h, w]` to start from, instead of the generator's.
+        task: the kind of edit, for a network that is told of it.
         deterministic: a student follows the ODE instead of drawing fresh noise, as a teacher does anyway.
         evaluated: called after each evaluation of the network.
     """
@@ -116,7 +118,7 @@ def sample_window(
             first=stages.encode(augmented[:, None]).expand(-1, clip.frames, -1, -1, -1).contiguous(),
             source=stages.encode(source) * stages.scaling_factor,
             image_embedding=stages.embed(edited),
-            added_time_ids=torch.tensor([[clip.fps - 1, clip.motion_bucket, clip.noise_aug]], device=device),
+            added_time_ids=time_ids(clip, task if stages.config.net.tasks else None)[None].to(device),
         )
     noise = _randn(cond.source.shape, generator, device) if noise is None else noise.to(device)
     with clock.stage("denoise"):

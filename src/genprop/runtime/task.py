@@ -15,6 +15,7 @@ import numpy as np
 
 from genprop.errors import GenPropError
 from genprop.runtime.propagate import Model
+from genprop.types import TASKS
 from genprop.video import (
     check_edited,
     check_output,
@@ -34,6 +35,7 @@ def run_video(
     mask: Path | None = None,
     steps: int | None = None,
     seed: int = 0,
+    task: str = TASKS[0],
     out: Path | None = None,
     composite: bool = True,
     save_mask: Path | None = None,
@@ -67,7 +69,9 @@ def run_video(
     if save_mask is not None:
         check_output(save_mask)
     model = open_model()
-    result = model.propagate(clip, first, steps=steps, seed=seed, composite=composite, progress=progress)
+    result = model.propagate(
+        clip, first, steps=steps, seed=seed, task=task, composite=composite, progress=progress
+    )
     result.save(target, audio_from=sound)
     if save_mask is not None:
         grey = (result.mask * 255).round().astype(np.uint8)

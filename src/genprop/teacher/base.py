@@ -24,6 +24,7 @@ from genprop.data.latents import Batch
 from genprop.draws import Draws
 from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
 from genprop.errors import GenPropError
+from genprop.hub import PARTS, check_layout, locate_base, weight_files
 from genprop.latents import Autoencoder, ImageEncoder
 from genprop.pixels import to_pixels
 from genprop.teacher.losses import texture_error
@@ -151,7 +152,7 @@ class BackboneObjective(nn.Module):
         x = add_noise(x0, draws.randn(*x0.shape[1:]), sigma)
         p = precondition(sigma)
         stem = self.backbone.stem(
-            torch.cat([p.c_in * x, first], dim=2), p.c_noise, embedding, batch["added_time_ids"]
+            torch.cat([p.c_in * x, first], dim=2), p.c_noise, embedding, batch["added_time_ids"][:, :3]
         )
         velocity = self.backbone.body(stem).velocity_btchw.float()
         loss = F.mse_loss(velocity, velocity_target(x0, x, sigma))
@@ -168,20 +169,18 @@ class Base(NamedTuple):
     image_encoder: ImageEncoder
 
 
-def load_base(folder: str | Path) -> Base:
-    """A base in diffusers' layout: `unet/`, `vae/` and `image_encoder/`, safetensors only.
+def load_base(name: str | Path, *, variant: str | None = None) -> Base:
+    """A frozen base in diffusers' layout, in float32: a folder, an embedded name or a hub id.
+
+    Args:
+        variant: of the weights, "fp16", or None for the plain ones (those of fp16 where there are no others).
 
     Raises:
-        GenPropError: the folder lacks a part; names the layout that is expected.
+        GenPropError: the folder lacks a part, or the hub does not have it; names the layout that is expected.
     """
-    parts = {part: Path(folder) / part for part in ("unet", "vae", "image_encoder")}
-    missing = [part for part, path in parts.items() if not (path / "config.json").is_file()]
-    if missing:
-        raise GenPropError(
-            f"{folder} is not a base in diffusers' layout: no config.json in {', '.join(missing)}",
-            "expected unet/, vae/ and image_encoder/, each with config.json and safetensors; "
-            "download stabilityai/stable-video-diffusion-img2vid-xt into that folder",
-        )
+    folder = locate_base(name, variant=variant)
+    check_layout(folder)
+    parts = {part: folder / part for part in PARTS}
     try:
         vae_class = json.loads((parts["vae"] / "config.json").read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, KeyError) as error:
@@ -194,17 +193,24 @@ def load_base(folder: str | Path) -> Base:
             f"{parts['vae']} holds a {vae_class}, expected an AutoencoderKL of either kind",
             "give the autoencoder of Stable Video Diffusion, or one that `genprop train` made",
         )
+    read = {file.parent.name: ".fp16" in file.name for file in weight_files(folder, variant=variant)}
+
+    def pretrained(kind: Any, part: str, **dtype: torch.dtype) -> Any:
+        return _pretrained(kind, parts[part], variant="fp16" if read[part] else None, **dtype)
+
     return Base(
-        _pretrained(Backbone, parts["unet"], torch_dtype=torch.float32),
-        Autoencoder(_pretrained(vae_type, parts["vae"], torch_dtype=torch.float32)),
-        ImageEncoder(_pretrained(CLIPVisionModelWithProjection, parts["image_encoder"], dtype=torch.float32)),
+        pretrained(Backbone, "unet", torch_dtype=torch.float32),
+        Autoencoder(pretrained(vae_type, "vae", torch_dtype=torch.float32)),
+        ImageEncoder(pretrained(CLIPVisionModelWithProjection, "image_encoder", dtype=torch.float32)),
     )
 
 
-def _pretrained(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
+def _pretrained(kind: Any, folder: Path, *, variant: str | None, **dtype: torch.dtype) -> Any:
     """A frozen upstream module; weights that the folder lacks are an error, not random numbers."""
     try:
-        module, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **dtype)
+        module, found = kind.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, variant=variant, **dtype
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise GenPropError(f"{folder} cannot be loaded: {error}", "copy the base again") from error
     if found["missing_keys"]:
@@ -226,13 +232,23 @@ def new_base(config: BaseConfig, *, seed: int) -> Base:
         torch.manual_seed(seed)
         try:
             backbone = Backbone(**(config.unet or {}))
-            vae = AutoencoderKL(**(config.vae or {}))
+            vae = _new_vae(**(config.vae or {}))
             clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**(config.image_encoder or {})))
         except (TypeError, ValueError) as error:
             raise GenPropError(
                 f"base: {error}", "the keys of base.unet, base.vae and base.image_encoder are upstream's"
             ) from error
     return Base(backbone, Autoencoder(vae), ImageEncoder(clip))
+
+
+def _new_vae(
+    *, _class_name: str = "AutoencoderKL", **arguments: Any
+) -> AutoencoderKL | AutoencoderKLTemporalDecoder:
+    """An autoencoder of the class that diffusers' own key names."""
+    classes = {c.__name__: c for c in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
+    if _class_name not in classes:
+        raise ValueError(f"vae._class_name is {_class_name!r}, expected one of {', '.join(classes)}")
+    return classes[_class_name](**arguments)
 
 
 def save_base(base: Base, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -52,7 +52,7 @@ class TeacherObjective(nn.Module):
         self.net, self.image_encoder, self.config = net, image_encoder, config
 
     def inputs(self, batch: Batch, draws: Draws | None) -> Inputs:
-        """A batch from the latent cache; with draws, the image condition of some is dropped.
+        """An encoded batch as the network wants it; with draws, the image condition of some is dropped.
 
         With `sce.source = "blurred"` the original is blurred inside the *true* mask, in validation as in
         training: an oracle, which shows what hiding the edited object is worth. At inference there is no
@@ -60,8 +60,11 @@ class TeacherObjective(nn.Module):
         """
         target, source = batch["target"].float(), batch["source"].float()
         first = batch["first"].float().unsqueeze(1).expand_as(target)
-        with torch.no_grad():
-            embedding = self.image_encoder.embed(batch["image"].float())
+        if "embedding" in batch:
+            embedding = batch["embedding"]
+        else:
+            with torch.no_grad():
+                embedding = self.image_encoder.embed(batch["image"].float())
         if draws is not None:
             first, embedding = drop_condition(first, embedding, self.config.noise.drop, draws)
         mask = latent_mask(

@@ -3,19 +3,28 @@
 `Backbone` is `UNetSpatioTemporalConditionModel` and nothing more: same constructor, same state-dict
 keys, and with no residuals the same numbers bit for bit (a test holds it to that). Upstream has no
 place to hand residuals in, which is why its forward is written out here as `stem` and `body`; blocks
-and layers are upstream's.
+and layers are upstream's. `checkpoint_blocks` turns on the recomputation of their activations.
 
 Legend: b batch, t frames, n = b*t, c channels, h w latent grid, d embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+from diffusers.models.unets.unet_3d_blocks import (
+    CrossAttnDownBlockSpatioTemporal,
+    CrossAttnUpBlockSpatioTemporal,
+    DownBlockSpatioTemporal,
+    UNetMidBlockSpatioTemporal,
+    UpBlockSpatioTemporal,
+)
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Stem(NamedTuple):
@@ -48,6 +57,62 @@ def run_block(block: nn.Module, hidden: Tensor, stem: Stem) -> tuple[Tensor, tup
             image_only_indicator=stem.image_only_bt,
         )
     return block(hidden_states=hidden, temb=stem.time_embedding_nd, image_only_indicator=stem.image_only_bt)
+
+
+class RecomputedTransformer(TransformerSpatioTemporalModel):
+    """Upstream's transformer, all of it recomputed in the backward pass; same state and same numbers.
+
+    Upstream's own switch covers the residual blocks and the spatial half of a transformer. The temporal
+    half, two feed-forward layers of it, is most of what a clip keeps in memory.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        image_only_indicator: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        arguments = (hidden_states, encoder_hidden_states, image_only_indicator, return_dict)
+        if not torch.is_grad_enabled():
+            return super().forward(*arguments)
+        return recompute(super().forward, *arguments)
+
+
+BLOCKS = (
+    CrossAttnDownBlockSpatioTemporal,
+    DownBlockSpatioTemporal,
+    UNetMidBlockSpatioTemporal,
+    CrossAttnUpBlockSpatioTemporal,
+    UpBlockSpatioTemporal,
+)
+
+
+def recompute(layer: Callable[..., Any], *arguments: Any) -> Any:
+    """`layer(*arguments)`, its activations recomputed in the backward pass.
+
+    Not reentrant: the first layers of a frozen backbone have no input that needs a gradient, and the
+    reentrant kind would then cut off the parameters of a content encoder.
+    """
+    return checkpoint(layer, *arguments, use_reentrant=False)
+
+
+def checkpoint_blocks(*modules: nn.Module) -> None:
+    """Recompute activations of all of upstream's spatio-temporal blocks within `modules`, from now on.
+
+    Each residual block and each transformer keeps its input only: one more forward for most of the
+    memory. In eval mode too: what counts is whether gradients are
+    recorded. State-dict keys stay; a deep copy keeps the setting.
+    """
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, BLOCKS):
+                block: Any = layer  # upstream's attributes are not typed
+                block.gradient_checkpointing = True
+                block._gradient_checkpointing_func = recompute
+            elif type(layer) is TransformerSpatioTemporalModel:
+                # As torch's `fully_shard` does: a subclass without state of its own, so nothing else changes.
+                layer.__class__ = RecomputedTransformer
 
 
 class Backbone(UNetSpatioTemporalConditionModel):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genprop.bundle import locate
 from genprop.errors import GenPropError
+from genprop.hub import locate
 from genprop.manifest import is_export
 from genprop.runtime.backends.stages import Stages
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genprop.evaluate.metrics import EndpointPsnr, MaskIoU, RegionPsnr, Sharpness, SquaredError
+from genprop.metrics import EndpointPsnr, MaskIoU, RegionPsnr, RegionSsim, Sharpness, SquaredError, ssim_map
 
 T, H, W = 4, 6, 8
 
@@ -44,6 +44,44 @@ def test_regions_are_told_apart(hole: np.ndarray) -> None:
     quality.add(frames, grey(0), hole)
     assert quality.hole == pytest.approx(-20 * log10(0.2))
     assert quality.keep == pytest.approx(-20 * log10(3 / 255))
+
+
+def test_ssim_of_flat_pictures_has_its_closed_form(hole: np.ndarray) -> None:
+    """Without variance the structure term is 1, and luminance alone counts."""
+    a, b, c1 = 51 / 255, 102 / 255, 0.01**2
+    similarity = RegionSsim()
+    similarity.add(np.where(hole[..., None], grey(51), grey(51)), grey(102), hole)
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    assert similarity.hole == pytest.approx(expected) and similarity.keep == pytest.approx(expected)
+
+
+def test_ssim_is_its_definition_pixel_by_pixel() -> None:
+    """Against sums over each window, written out."""
+    a, b = (np.random.default_rng(seed).random((14, 15, 3)) for seed in (0, 1))
+    b = 0.5 * a + 0.5 * b
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(taps, taps)[..., None] / taps.sum() ** 2
+    y, x = 7, 6
+    one, other = (image[y - 5 : y + 6, x - 5 : x + 6] for image in (a, b))
+    means = [(window * image).sum((0, 1)) for image in (one, other)]
+    variances = [(window * (i - m) ** 2).sum((0, 1)) for i, m in zip((one, other), means, strict=True)]
+    covariance = (window * (one - means[0]) * (other - means[1])).sum((0, 1))
+    luminance = (2 * means[0] * means[1] + 0.01**2) / (means[0] ** 2 + means[1] ** 2 + 0.01**2)
+    structure = (2 * covariance + 0.03**2) / (variances[0] + variances[1] + 0.03**2)
+    np.testing.assert_allclose(ssim_map(a, b)[y, x], luminance * structure, rtol=1e-6)
+
+
+def test_ssim_tells_regions_apart(hole: np.ndarray) -> None:
+    truth = noise(0)
+    similarity = RegionSsim()
+    similarity.add(np.where(hole[..., None], noise(1), truth), truth, hole)
+    assert similarity.hole < 0.5 < similarity.keep < 1  # windows reach across the border
+    same = RegionSsim()
+    same.add(truth, truth, hole)
+    assert same.hole == same.keep == pytest.approx(1)
+    nothing = RegionSsim()
+    nothing.add(truth, truth, np.zeros_like(hole))
+    assert isnan(nothing.hole) and nothing.keep == pytest.approx(1)
 
 
 def test_the_given_frame_does_not_count(hole: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf, log10, nan
 
+import cv2
 import numpy as np
 from torch import Tensor
 
@@ -58,6 +59,50 @@ class RegionPsnr:
     @property
     def keep(self) -> float:
         return self._keep.psnr()
+
+
+@dataclass
+class RegionSsim:
+    """Structural similarity (Wang et al. 2004, eq. 13) inside and outside of the true mask.
+
+    The mean of the SSIM map over each region's pixels and all channels; Gaussian window of 11 pixels,
+    deviation 1.5, mirrored at the border.
+    """
+
+    _hole: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    _keep: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def add(self, frames: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> None:
+        """One clip: `frames` against `truth`, uint8 `[T, H, W, 3]`, under the true `mask`."""
+        assert frames.shape == truth.shape == (*mask.shape, 3)
+        for got, expected, inside in zip(_unit(frames[1:]), _unit(truth[1:]), mask[1:], strict=True):
+            similarity = ssim_map(got, expected)
+            for pool, region in ((self._hole, inside), (self._keep, ~inside)):
+                pool[0] += float(similarity[region].sum())
+                pool[1] += similarity[region].size
+
+    @property
+    def hole(self) -> float:
+        return self._hole[0] / self._hole[1] if self._hole[1] else nan
+
+    @property
+    def keep(self) -> float:
+        return self._keep[0] / self._keep[1] if self._keep[1] else nan
+
+
+def ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """SSIM of two pictures in [0, 1], `[H, W, 3]` to `[H, W, 3]` (Wang et al. 2004, eq. 13)."""
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(x, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT)
+
+    c1, c2 = 0.01**2, 0.03**2
+    mean_a, mean_b = blur(a), blur(b)
+    variances = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    return ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
+        (mean_a**2 + mean_b**2 + c1) * (variances + c2)
+    )
 
 
 @dataclass

@@ -1,0 +1,72 @@
+"""The memory plan of a distillation: the teacher and its student, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from genprop.config import Config
+from genprop.distill.objective import ConsistencyObjective
+from genprop.distill.texture import TextureReward
+from genprop.distill.trajectories import SHARD
+from genprop.edm import Guided, NetDenoiser
+from genprop.student.clone import clone
+from genprop.teacher.net import GenPropNet
+from genprop.teacher.objective import TeacherObjective
+from genprop.teacher.outline import (
+    ENCODE,
+    Call,
+    How,
+    Training,
+    architecture,
+    batch_loss,
+    empty_batch,
+    empty_clip,
+    frozen_base,
+    validation,
+)
+from genprop.teacher.plan import Plan, make_plan
+
+TRAJECTORIES = "trajectories"
+
+
+def plan_student(config: Config, *, base: str | Path | None = None, how: How | None = None) -> Plan:
+    """The plan of `genprop distill`; `base` is the teacher's. See `teacher.plan.plan`."""
+    described = config.model_copy(update={"base": architecture(config, base)})
+    return make_plan(described, "student", outline_student, how or How())
+
+
+def outline_student(config: Config, how: How) -> Training:
+    """`distill.train` in short: trajectories by the guided teacher, then the student's step."""
+    base, sampling = frozen_base(config, how), config.sampling
+    net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(False)
+    guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
+    student = clone(net, rank=config.distill.adapter_rank)
+    weight = config.distill.texture_reward
+    rewards = {"texture": (weight, TextureReward(base.autoencoder))} if weight else {}
+    objective = ConsistencyObjective(student, base.image_encoder, config, rewards=rewards)
+    region, count = TeacherObjective(net, base.image_encoder, config), min(SHARD, config.distill.trajectories)
+
+    def trajectories() -> None:
+        inputs = region.inputs(empty_batch(config, base, count), None)
+        guided(torch.zeros_like(inputs.target), torch.ones(count), inputs.cond)
+
+    calls = {
+        ENCODE: Call(lambda: base.autoencoder.encode_scaled(empty_clip(config)), during=False),
+        TRAJECTORIES: Call(trajectories, during=False),
+    }
+    latents = empty_batch(config, base, 1)["target"].shape[1:]
+    return Training(
+        config.student,
+        objective,
+        {"autoencoder": base.autoencoder, "teacher": net},
+        batch_loss(
+            objective,
+            config,
+            base,
+            config.student,
+            trajectory=(config.distill.trajectory_nodes + 1, *latents),
+        ),
+        calls | validation(config, base, objective.region, NetDenoiser(student)),
+    )

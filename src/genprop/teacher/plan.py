@@ -1,0 +1,318 @@
+"""The memory plan of a training, made before anything is loaded, and what to change where it does not fit.
+
+The modules are built without contents and the training's own code runs on them (`trace`), so nothing here
+repeats what a network looks like. Beside that peak stands what `loop.fit` holds: weights (all of the
+objective in float32, the frozen backbone too), gradients, AdamW's moments and the EMA of what trains.
+
+`plan` knows the stages of `genprop train`; `distill.plan` makes that of the student with `make_plan`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+
+from genprop.config import Config, TrainConfig
+from genprop.errors import GenPropError
+from genprop.teacher.outline import DECODE, ENCODE, SAMPLE, How, Stage, Training, architecture, outline
+from genprop.teacher.trace import (
+    ACTIVATIONS,
+    GRADIENTS,
+    TEMPORARY,
+    fake_tensors,
+    nbytes,
+    trace_call,
+    trace_step,
+)
+from genprop.teacher.unet import BLOCKS, checkpoint_blocks
+
+STEP, OPTIMISER = "forward and backward", "optimiser"
+
+MARGIN = 1.05
+"""What the allocator's gaps cost beside what it gave out."""
+
+NAMES = {
+    "lora_": "LoRA",
+    "sce.injections.": "injections",
+    "sce.fusion.": "injections",
+    "sce.": "content encoder",
+    "mpd.": "mask decoder",
+    "tasks.": "task embedding",
+    "gate.": "gate",
+    "carry.": "carry",
+    "backbone.": "backbone",
+    "image_encoder.": "image encoder",
+    "autoencoder.": "autoencoder",
+}
+"""What parts are called, by what stands in a parameter's name; the first that does."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part, and how many of them train."""
+
+    name: str
+    parameters: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """The bytes that one piece of a training needs at its peak, on one device.
+
+    `temporary` is what the backward pass makes, recomputed activations included, and copies of weights.
+    """
+
+    name: str
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    ema: int = 0
+    activations: int = 0
+    temporary: int = 0
+
+    @property
+    def total(self) -> int:
+        parts = (self.weights, self.gradients, self.optimizer, self.ema, self.activations, self.temporary)
+        return sum(parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage trains and what it needs; `build` makes the training anew of another configuration."""
+
+    stage: str
+    config: Config
+    how: How
+    parts: tuple[Part, ...]
+    uses: tuple[Use, ...]
+    settings: TrainConfig
+    build: Callable[[Config, How], Training] = field(repr=False)
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def trained(self) -> int:
+        return sum(part.trained for part in self.parts)
+
+    @property
+    def peak(self) -> Use:
+        """The piece that needs most."""
+        return max(self.uses, key=lambda use: use.total)
+
+    def document(self) -> dict[str, Any]:
+        """JSON's view: parameters and bytes as numbers."""
+        return {
+            "preset": self.config.name,
+            "stage": self.stage,
+            **asdict(self.how),
+            "parameters": self.parameters,
+            "trained": self.trained,
+            "parts": [asdict(part) for part in self.parts],
+            "memory": [{**asdict(use), "total": use.total} for use in self.uses],
+            "peak": self.peak.total,
+        }
+
+    def tables(self) -> list[Table]:
+        """Parameters by part, and gigabytes by piece, for a person."""
+        parameters = Table("part", title=f"{self.config.name}: parameters", box=SIMPLE_HEAD)
+        for name in ("parameters", "trained"):
+            parameters.add_column(f"{name}, M", justify="right")
+        for part in (*self.parts, Part("total", self.parameters, self.trained)):
+            parameters.add_row(part.name, millions(part.parameters), millions(part.trained))
+        parameters.caption = f"{self.trained / self.parameters:.1%} of the parameters train"
+        clip = self.config.clip
+        size = f"{clip.frames} frames of {clip.width}x{clip.height}"
+        memory = Table("piece", title=f"{self.stage}: GB on one device, {size}", box=SIMPLE_HEAD)
+        columns = ("weights", "gradients", "optimizer", "ema", "activations", "temporary", "total")
+        for name in columns:
+            memory.add_column(name, justify="right")
+        for use in self.uses:
+            style = "bold" if use is self.peak else None
+            memory.add_row(use.name, *(f"{getattr(use, n) / 1e9:.2f}" for n in columns), style=style)
+        return [parameters, memory]
+
+
+def plan(
+    config: Config, *, stage: Stage = "teacher", base: str | Path | None = None, how: How | None = None
+) -> Plan:
+    """The plan of a stage of `genprop train`.
+
+    Args:
+        base: the base that is given, else `base.path` of the configuration; see `outline.architecture`.
+
+    Raises:
+        GenPropError: nothing says what the base is.
+    """
+    described = config.model_copy(update={"base": architecture(config, base)})
+    return make_plan(described, stage, lambda config, how: outline(config, stage, how), how or How())
+
+
+def make_plan(
+    config: Config,
+    stage: str,
+    build: Callable[[Config, How], Training],
+    how: How,
+    *,
+    only: str | None = None,
+) -> Plan:
+    """Build a training without contents and find what its pieces need.
+
+    Args:
+        only: the one piece to look at; all of them if None.
+    """
+    with torch.device("meta"):
+        made = build(config, how)
+    modules = nn.ModuleDict({"objective": made.objective, **made.others})
+    if made.settings.checkpointing:
+        checkpoint_blocks(made.objective)
+    with fake_tensors(cuda=how.cuda):
+        modules.to_empty(device="cpu")
+        held = [*modules.parameters(), *modules.buffers()]
+        uses = tuple(pieces(made, modules, held, how, only=only))
+    return Plan(stage, config, how, parts(modules), uses, made.settings, build)
+
+
+def pieces(
+    made: Training, modules: nn.Module, held: list[Tensor], how: How, *, only: str | None
+) -> Iterable[Use]:
+    """What each piece needs: what `fit` holds, and the peak of what runs."""
+    trained = [p for p in made.objective.parameters() if p.requires_grad]
+    shards = how.devices if how.sharded else 1
+    copies = 2 if how.devices > 1 and not how.sharded else 1  # DDP's buckets
+    size = sum(map(nbytes, trained))
+    weights = Use("", weights=sum(map(nbytes, held)) // shards)
+    if how.sharded:  # the block that runs and the one that is fetched are whole
+        blocks = (m for m in modules.modules() if isinstance(m, BLOCKS))
+        whole = max((sum(map(nbytes, block.parameters())) for block in blocks), default=0)
+        weights = replace(weights, temporary=2 * whole)
+    moments = sum(map(nbytes, trained)) * 2
+    if made.settings.optimizer == "adamw8bit":  # small tensors keep theirs in 32 bits; a scale for 256 values
+        moments = sum(p.numel() * 8 if p.numel() < 4096 else p.numel() * (2 + 8 / 256) for p in trained)
+    states = replace(
+        weights, gradients=(copies - 1) * size, optimizer=int(moments) // shards, ema=size // shards
+    )
+    for name, call in made.calls.items():
+        if only in (None, name):
+            peak = trace_call(call.run, held, cuda=how.cuda)
+            state = states if call.during else weights
+            swapped = size // shards if call.during else 0  # the weights that the EMA stands in for
+            yield replace(state, name=name, activations=peak, temporary=state.temporary + swapped)
+    if only in (None, STEP):
+        peak = trace_step(made.loss, trained, held=held, settings=made.settings, cuda=how.cuda)
+        yield replace(
+            states,
+            name=STEP,
+            gradients=states.gradients + peak[GRADIENTS] // shards,
+            activations=peak[ACTIVATIONS],
+            temporary=states.temporary + peak[TEMPORARY],
+        )
+    if only in (None, OPTIMISER):
+        yield replace(states, name=OPTIMISER, gradients=states.gradients + size // shards)
+
+
+def parts(modules: nn.Module) -> tuple[Part, ...]:
+    """The parameters by part, in the order of their appearance."""
+    every: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
+    for name, parameter in modules.named_parameters():
+        label = next((NAMES[key] for key in NAMES if key in name), "other")
+        label = "the teacher" if name.startswith("teacher.") else label
+        every[label] += parameter.numel()
+        trained[label] += parameter.numel() * parameter.requires_grad
+    return tuple(Part(label, count, trained[label]) for label, count in every.items())
+
+
+def check_fits(plan: Plan, available: int) -> None:
+    """Refuse what does not fit into `available` bytes, before anything is loaded.
+
+    Raises:
+        GenPropError: names the piece, what it needs, and what would help, the most helpful first.
+    """
+    worst = plan.peak
+    if worst.total * MARGIN <= available:
+        return
+    helpful = [(total, knob) for knob, total in knobs(plan) if total < 0.99 * worst.total]
+    clip = plan.config.clip
+    raise GenPropError(
+        f"{plan.stage} does not fit: {worst.name} needs {gigabytes(worst.total * MARGIN)} for {clip.frames} "
+        f"frames of {clip.width}x{clip.height}, expected at most {gigabytes(available)}",
+        "; ".join(f"{knob} (to {gigabytes(total * MARGIN)})" for total, knob in sorted(helpful))
+        or "take a smaller network or a larger device",
+    )
+
+
+def knobs(plan: Plan) -> Iterator[tuple[str, int]]:
+    """What can be turned, in words, and the bytes that the plan's worst piece would need then."""
+    name, config, how = plan.peak.name, plan.config, plan.how
+    settings, clip, stage = plan.settings, config.clip, plan.stage
+
+    def need(config: Config, how: How = how) -> int:
+        return make_plan(config, stage, plan.build, how, only=name).peak.total
+
+    def trained(**changes: Any) -> int:
+        return need(config.model_copy(update={stage: settings.model_copy(update=changes)}))
+
+    def clipped(**changes: Any) -> int:
+        return need(config.model_copy(update={"clip": clip.model_copy(update=changes)}))
+
+    if name == STEP and not settings.checkpointing:
+        yield f"--set {stage}.checkpointing=true", trained(checkpointing=True)
+    if name == STEP and settings.batch_size > 1:
+        accumulate = settings.batch_size * settings.accumulate
+        changes = {"batch_size": 1, "accumulate": accumulate}
+        yield f"--set {stage}.batch_size=1 --set {stage}.accumulate={accumulate}", trained(**changes)
+    if name == SAMPLE and config.data.validation > 1:
+        data = config.data.model_copy(update={"validation": 1})
+        yield "--set data.validation=1", need(config.model_copy(update={"data": data}))
+    if name in (ENCODE, DECODE) and how.chunk > 1:
+        yield "a chunk of 1 frame", need(config, replace(how, chunk=1))
+    if name == ENCODE:
+        others = (use.total for use in plan.uses if use.name != ENCODE)
+        yield "encode before, with `genprop data encode`", max(others, default=0)
+    if clip.frames > 1:
+        half = (clip.frames + 1) // 2
+        yield f"--set clip.frames={half}", clipped(frames=half)
+    height, width = (max(64, side * 3 // 4 // 64 * 64) for side in (clip.height, clip.width))
+    if height * width < clip.height * clip.width:
+        smaller = f"--set clip.height={height} --set clip.width={width}"
+        yield smaller, clipped(height=height, width=width)
+    if settings.optimizer == "adamw" and how.cuda:
+        yield f"--set {stage}.optimizer=adamw8bit", trained(optimizer="adamw8bit")
+    if how.devices > 1 and not how.sharded:
+        yield "weights sharded among the devices (FSDP)", need(config, replace(how, sharded=True))
+
+
+def available_memory() -> int:
+    """Bytes that are free: of the CUDA device, else of the machine or of the control group we are in."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if meminfo.is_file():  # caches count as free there
+        lines = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = group / "memory.max"
+    if limit.is_file() and (most := limit.read_text(encoding="utf-8").strip()).isdigit():
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        free = min(free, int(most) - used)
+    return free
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.4g} GB"
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.2f}"

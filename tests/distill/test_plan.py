@@ -1,0 +1,20 @@
+"""The memory plan of a distillation."""
+
+from __future__ import annotations
+
+import pytest
+
+from genprop.config import Config
+from genprop.distill.plan import TRAJECTORIES, plan_student
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_students_plan_has_both_networks_and_the_trajectories(small_config: Config, rank: int) -> None:
+    distill = small_config.distill.model_copy(update={"adapter_rank": rank, "texture_reward": 0.1})
+    made = plan_student(small_config.model_copy(update={"distill": distill}))
+    parts = {part.name: part for part in made.parts}
+    assert parts["the teacher"].trained == 0 and parts["content encoder"].trained > 0
+    assert (parts["backbone"].trained > 0) == (rank == 0)
+    assert ("LoRA" in parts) == (rank > 0)
+    assert TRAJECTORIES in {use.name for use in made.uses}
