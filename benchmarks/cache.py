@@ -79,7 +79,7 @@ def fresh_objective(base: Base, config: Config) -> TeacherObjective:
 def timed(
     objective: nn.Module, samples: Dataset[Any], settings: TrainConfig, out: Path
 ) -> tuple[list[float], list[float], float]:
-    """Train; the seconds (without setup and checkpoint) and the loss of every step, and CPU seconds in all."""
+    """Train; seconds (without setup and checkpoint) and loss of every step, and CPU seconds in all."""
     before = sum(os.times()[:4])  # of this process and of its children that have ended
     fit(objective, samples, settings, out)
     cpu = sum(os.times()[:4]) - before
