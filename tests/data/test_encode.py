@@ -233,26 +233,64 @@ def test_a_process_that_dies_is_reported(encoded: Encoded, small_config: Config,
     assert "fewer processes" in caught.value.hint
 
 
-@pytest.mark.usefixtures("interrupt")
-def test_a_process_does_its_shards_and_says_so(
+@pytest.fixture
+def part(
+    interrupt: None, noise: Any, small_base: Base, small_config: Config, tmp_path: Path
+) -> Callable[..., list[Any]]:
+    """`part(shards, messages, ...)`: what an encoding process, run here, sends."""
+
+    def run(shards: list[int], messages: int, **broken: int) -> list[Any]:
+        samples = PixelSamples(noise(**broken))
+        job = Job(samples, *small_base[1:], small_config.clip, tmp_path, source="", size=2)
+        ours, theirs = Pipe()
+
+        def send() -> None:
+            ours.send_bytes(pickle.dumps(job))
+            ours.send_bytes(pickle.dumps(shards))
+
+        thread = threading.Thread(target=send)  # a pipe holds less than a job
+        thread.start()
+        encode_part(theirs, 0)
+        thread.join()
+        got = [ours.recv() for _ in range(messages)]
+        assert not ours.poll()
+        ours.close()
+        theirs.close()
+        return got
+
+    return run
+
+
+def test_a_process_does_its_shards_and_says_so(part: Callable[..., list[Any]], tmp_path: Path) -> None:
+    assert part([0, 2], 3) == [2, 1, None]
+    assert [shard_path(tmp_path, n).is_file() for n in range(3)] == [True, False, True]
+
+
+def test_a_process_that_fails_says_why_after_what_it_did(
+    part: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    done, error = part([0, 1], 2, broken=3)
+    assert done == 2 and isinstance(error, RuntimeError) and "no such clip" in str(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["latents-000000.tar"]
+
+
+def test_a_process_passes_on_what_is_for_users(
+    part: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "write_shard", lambda path, samples: (_ for _ in ()).throw(OSError(28, "full")))
+    (error,) = part([0], 1)
+    assert isinstance(error, OSError) and error.errno == 28
+
+
+def test_a_job_moves_to_a_device_without_the_callers_modules(
     noise: Any, small_base: Base, small_config: Config, tmp_path: Path
 ) -> None:
-    _, autoencoder, image_encoder = small_base
-    job = Job(
-        PixelSamples(noise()), autoencoder, image_encoder, small_config.clip, tmp_path, source="", size=2
-    )
-    ours, theirs = Pipe()
-
-    def send() -> None:
-        ours.send_bytes(pickle.dumps(job))
-        ours.send_bytes(pickle.dumps([0, 2]))
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    encode_part(theirs, 0)
-    thread.join()
-    assert [ours.recv() for _ in range(3)] == [2, 1, None]
-    assert [shard_path(tmp_path, n).is_file() for n in range(3)] == [True, False, True]
+    job = Job(PixelSamples(noise()), *small_base[1:], small_config.clip, tmp_path, source="", size=2)
+    moved = job.on(torch.device("meta"))
+    for module, device in ((moved, "meta"), (job, "cpu")):
+        for parameters in (module.autoencoder.parameters(), module.image_encoder.parameters()):
+            assert {p.device.type for p in parameters} == {device}
+    assert job.on(torch.device("cpu")) is job
 
 
 @pytest.mark.slow
