@@ -31,9 +31,11 @@ from genprop.bundle import locate
 from genprop.config import Config, TrainConfig, load_config
 from genprop.data.encode import encode_dataset
 from genprop.data.latents import PixelSamples
+from genprop.data.mixture import EditClips
 from genprop.data.online import EncodedObjective
 from genprop.data.procedural import ProceduralClips
-from genprop.data.triplets import FOLDERS, TripletFolder
+from genprop.data.sources import open_source
+from genprop.data.triplets import FOLDERS
 from genprop.loop import fit
 from genprop.teacher.base import Base, load_base
 from genprop.teacher.net import GenPropNet
@@ -45,7 +47,7 @@ WARM_UP = 2
 
 
 def write_triplets(folder: Path, *, count: int, frames: int, height: int, width: int) -> None:
-    """Procedural clips as mp4 files in the layout of `TripletFolder`."""
+    """Procedural clips as mp4 files in the layout of triplets."""
     clips = ProceduralClips(count, 0, frames=frames, height=height, width=width)
     for index in range(count):
         sample = clips[index]
@@ -119,9 +121,9 @@ def main() -> None:
         else:
             size = {key: getattr(arguments, key) for key in ("count", "frames", "height", "width")}
             write_triplets(folder / "data", **size)
-        clips = TripletFolder(
-            folder / "data", frames=clip.frames, height=clip.height, width=clip.width, seed=arguments.seed
-        )
+        count = max(64, arguments.steps * settings.batch_size)
+        source = open_source(folder / "data")
+        clips = EditClips([(source, 1.0)], config, count=count, seed=arguments.seed)
         encoders = (base.autoencoder, base.image_encoder, clip)
         cache = encode_dataset(clips, folder / "latents", *encoders, seed=arguments.seed)
         pixels = PixelSamples(clips, seed=arguments.seed)

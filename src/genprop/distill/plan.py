@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
+from genprop.bundle import Bundle, read_bundle
 from genprop.config import Config
 from genprop.distill.objective import ConsistencyObjective
 from genprop.distill.texture import TextureReward
 from genprop.distill.trajectories import SHARD
 from genprop.edm import Guided, NetDenoiser
+from genprop.errors import GenPropError
 from genprop.student.clone import clone
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
@@ -29,6 +31,26 @@ from genprop.teacher.outline import (
 from genprop.teacher.plan import Plan, make_plan
 
 TRAJECTORIES = "trajectories"
+
+
+def plan_distillation(teacher: str | Path, config: Config) -> Plan:
+    """The plan of distilling the bundle `teacher`.
+
+    Raises:
+        GenPropError: no such bundle, or one that is not a teacher's.
+    """
+    bundle = read_bundle(teacher)
+    if bundle.card.kind != "teacher":
+        raise GenPropError(
+            f"{teacher} is a {bundle.card.kind}, expected a teacher", "give the teacher's bundle"
+        )
+    return plan_student(of_teacher(config, bundle), base=bundle.base)
+
+
+def of_teacher(config: Config, teacher: Bundle) -> Config:
+    """A student is what its teacher is; how it is trained is the configuration's."""
+    theirs = teacher.card.config
+    return config.model_copy(update={"clip": theirs.clip, "net": theirs.net, "sce": theirs.sce})
 
 
 def plan_student(config: Config, *, base: str | Path | None = None, how: How | None = None) -> Plan:

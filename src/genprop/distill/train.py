@@ -13,17 +13,20 @@ from torch import Tensor
 from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
 from genprop.distill.objective import ConsistencyObjective, trajectory_grid
+from genprop.distill.plan import of_teacher, plan_distillation
 from genprop.distill.schedule import search
 from genprop.distill.texture import TextureReward
 from genprop.distill.trajectories import make_trajectories, trajectory
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
-from genprop.loop import fit, is_main_process
+from genprop.loop import check_run, fit, is_main_process
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
+from genprop.teacher.plan import available_memory, check_fits
 from genprop.teacher.samples import latent_samples
+from genprop.teacher.unet import checkpoint_blocks
 from genprop.teacher.validate import sampled_validation
 from genprop.types import Cond
 
@@ -55,14 +58,10 @@ def distill(
             f"{config.distill.video_reward}, but this version has no reward model: expected 0",
             "set both to 0, or hand a Reward to ConsistencyObjective in Python",
         )
+    check_run(config.student, out, resume=resume)
+    check_fits(plan_distillation(teacher, config), available_memory())
     bundle, net, base = load_model(teacher)
-    if bundle.card.kind != "teacher":
-        raise GenPropError(
-            f"{teacher} is a {bundle.card.kind}, expected a teacher", "give the teacher's bundle"
-        )
-    # A student is what its teacher is; how it is trained is the configuration's.
-    theirs = bundle.card.config
-    config = config.model_copy(update={"clip": theirs.clip, "net": theirs.net})
+    config = of_teacher(config, bundle)
     rank, sampling = config.distill.adapter_rank, config.sampling
     samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
@@ -77,6 +76,8 @@ def distill(
     )
 
     student = clone(net, rank=rank)
+    if config.student.checkpointing:
+        checkpoint_blocks(student)
     if start is not None:
         restore(student, start)
     texture = config.distill.texture_reward
