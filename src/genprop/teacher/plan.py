@@ -28,7 +28,6 @@ from genprop.sharding import is_asked_for
 from genprop.teacher.outline import DECODE, ENCODE, SAMPLE, How, Stage, Training, architecture, outline
 from genprop.teacher.trace import (
     ACTIVATIONS,
-    DTYPES,
     GRADIENTS,
     TEMPORARY,
     fake_tensors,
@@ -216,7 +215,7 @@ def pieces(
         # validation keeps the weights that the EMA stands in for
         yield replace(state, name=name, activations=peak, temporary=size if showing else 0)
     if how.sharded:
-        states = replace(states, temporary=gathered(made.objective, made.settings))
+        states = replace(states, temporary=gathered(made.objective))
     if only in (None, STEP):
         peak = trace_step(made.loss, trained, held=held, settings=made.settings, cuda=how.cuda)
         yield replace(
@@ -230,17 +229,16 @@ def pieces(
         yield replace(states, name=OPTIMISER, gradients=states.gradients + size // shards)
 
 
-def gathered(objective: nn.Module, settings: TrainConfig) -> int:
+def gathered(objective: nn.Module) -> int:
     """Bytes of the weights that are whole in a sharded step (see `sharding`).
 
-    These are the block that runs and the one that is fetched, in the precision of the run, and what lies
-    outside of blocks, in float32, all the time.
+    These are the block that runs and the one that is fetched, and what lies outside of blocks, all the time.
     """
     blocks = [m for m in objective.modules() if type(m).__name__ in SHARDED]
-    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    sizes = [sum(map(nbytes, block.parameters())) for block in blocks]
     inside = {id(p) for block in blocks for p in block.parameters()}
     outside = sum(nbytes(p) for p in objective.parameters() if id(p) not in inside)
-    return outside + 2 * max(sizes, default=0) * DTYPES[settings.precision].itemsize
+    return outside + 2 * max(sizes, default=0)
 
 
 def parts(modules: nn.Module) -> tuple[Part, ...]:
