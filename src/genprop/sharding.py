@@ -28,6 +28,7 @@ BLOCKS = frozenset(
     {
         "CLIPEncoderLayer",
         "Downsample2D",
+        "RecomputedTransformer",
         "ResnetBlock2D",
         "SpatioTemporalResBlock",
         "Transformer2DModel",

@@ -20,7 +20,7 @@ from genprop.errors import GenPropError
 from genprop.teacher.base import Base, new_base, save_base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.outline import ENCODE, SAMPLE, Call, How, Stage, Training, architecture, outline
-from genprop.teacher.plan import STEP, Plan, Use, available_memory, check_fits, make_plan, plan
+from genprop.teacher.plan import STEP, Plan, Use, available_memory, check_fits, here, make_plan, plan
 from genprop.teacher.trace import Tracker, fake_tensors, trace_step
 from genprop.teacher.unet import checkpoint_blocks, recompute
 
@@ -183,7 +183,7 @@ def toy(config: Config, how: How) -> Training:
         return x.sum()
 
     calls = {
-        ENCODE: Call(lambda: torch.zeros(how.chunk * rows, 640), during=False),
+        ENCODE: Call(lambda: torch.zeros(how.chunk * rows, 640), "before" if config.data.cache else "step"),
         SAMPLE: Call(lambda: torch.zeros(config.data.validation * rows, 64)),
     }
     return Training(settings, layers, {"autoencoder": nn.Linear(8, 8)}, loss, calls)
@@ -271,18 +271,33 @@ def test_what_fits_is_let_through_and_what_does_not_is_told_what_helps_most(smal
     assert smallest == pytest.approx(made.peak.total * 1.05 / 1e9 / 4, rel=0.1)
 
 
+def test_in_shards_what_runs_whole_is_counted_whole(small_config: Config) -> None:
+    how = How(devices=4, sharded=True, cuda=False)
+    uses = {use.name: use for use in toy_plan(small_config, how).uses}
+    assert uses[SAMPLE].weights == 4 * HELD + 4 * HELD // 4  # the objective beside its shards
+    assert uses[ENCODE].weights == 4 * HELD
+    step, alone = uses[STEP], toy_plan(small_config, only=STEP).peak
+    assert step.temporary - alone.temporary == 4 * (HELD - 72)  # no blocks: all of it is gathered
+
+
+def test_how_this_process_runs_is_the_launchers_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+    assert here() == How(cuda=torch.cuda.is_available())
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert here() == How(devices=4, sharded=True, cuda=torch.cuda.is_available())
+
+
 def test_every_piece_is_told_of_its_own_knobs(small_config: Config) -> None:
     _, encoding = refusal(toy_plan(small_config, only=ENCODE), 0)
-    assert [knob.split(" (to")[0] for knob in encoding[:2]] == [
-        "encode before, with `genprop data encode`",
-        "a chunk of 1 frame",
-    ]
+    assert encoding[0].startswith("a chunk of 1 frame")
     assert not any("teacher." in knob for knob in encoding)
     _, sampling = refusal(toy_plan(small_config, only=SAMPLE), 0)
     assert sampling[0].startswith("--set data.validation=1")
-    everything = toy_plan(small_config, batch_size=1)
-    assert everything.peak.name == ENCODE
-    assert any(knob.startswith("encode before") for knob in refusal(everything, 0)[1])
+    online = small_config.model_copy(update={"data": small_config.data.model_copy(update={"cache": False})})
+    made = toy_plan(online, only=ENCODE)
+    assert made.peak.optimizer == 8 * TRAINED  # it is done in the step
     _, parallel = refusal(toy_plan(small_config, How(devices=64, cuda=False), only="optimiser"), 0)
     assert parallel[0].startswith("weights sharded")
 

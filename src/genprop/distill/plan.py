@@ -17,14 +17,13 @@ from genprop.student.clone import clone
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.teacher.outline import (
-    ENCODE,
     Call,
     How,
     Training,
     architecture,
     batch_loss,
     empty_batch,
-    empty_clip,
+    encoding,
     frozen_base,
     validation,
 )
@@ -74,10 +73,7 @@ def outline_student(config: Config, how: How) -> Training:
         inputs = region.inputs(empty_batch(config, base, count), None)
         guided(torch.zeros_like(inputs.target), torch.ones(count), inputs.cond)
 
-    calls = {
-        ENCODE: Call(lambda: base.autoencoder.encode_scaled(empty_clip(config)), during=False),
-        TRAJECTORIES: Call(trajectories, during=False),
-    }
+    calls = encoding(config, base) | {TRAJECTORIES: Call(trajectories, "before")}
     latents = empty_batch(config, base, 1)["target"].shape[1:]
     return Training(
         config.student,

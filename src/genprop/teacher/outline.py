@@ -49,10 +49,13 @@ class How:
 
 @dataclass(frozen=True)
 class Call:
-    """What runs without gradients: `during` the fit, beside its states, or before it."""
+    """What runs without gradients: before the fit, within its steps, or in its validation.
+
+    Validation is under autocast, and while it runs the weights that train are kept aside for their EMA.
+    """
 
     run: Callable[[], Any]
-    during: bool = True
+    when: Literal["before", "step", "validation"] = "validation"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def outline(config: Config, stage: Stage, how: How) -> Training:
     if stage == "autoencoder":
         return _autoencoder(config, base)
     settings = {"backbone": config.backbone, "carry": config.carry, "teacher": config.teacher}[stage]
-    calls = {ENCODE: Call(lambda: base.autoencoder.encode_scaled(empty_clip(config)), during=False)}
+    calls = encoding(config, base)
     if stage == "backbone":
         base.backbone.requires_grad_(True)
         base.image_encoder.requires_grad_(True)
@@ -120,6 +123,12 @@ def _autoencoder(config: Config, base: Base) -> Training:
     return Training(config.autoencoder, objective, {}, loss)
 
 
+def encoding(config: Config, base: Base) -> dict[str, Call]:
+    """The encoding of a clip, in full precision: before the fit, or in the step where there is no cache."""
+    when = "before" if config.data.cache else "step"
+    return {ENCODE: Call(lambda: base.autoencoder.encode_scaled(empty_clip(config)), when)}
+
+
 def batch_loss(
     objective: nn.Module, config: Config, base: Base, settings: TrainConfig, **more: tuple[int, ...]
 ) -> Callable[[], Tensor]:
@@ -139,7 +148,7 @@ def batch_loss(
 
 
 def validation(config: Config, base: Base, region: TeacherObjective, denoiser: Denoiser) -> dict[str, Call]:
-    """One step of the sampler on the held-out batch, outside of autocast, and the decoding of one clip."""
+    """One step of the sampler on the whole held-out batch, and the decoding of one clip."""
     count = config.data.validation
 
     def sample() -> None:
@@ -173,9 +182,10 @@ def empty_batch(config: Config, base: Base, count: int) -> Batch:
         "first": frame,
         "source_first": frame.clone(),
         "image": image,
+        "embedding": torch.zeros(count, 1, base.image_encoder.clip.config.projection_dim),
         "source_image": image.clone(),
         "mask": torch.zeros(count, clip.frames, clip.height, clip.width, dtype=torch.bool),
-        "added_time_ids": torch.zeros(count, 3),
+        "added_time_ids": torch.zeros(count, 4),
     }
 
 

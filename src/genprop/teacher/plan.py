@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from genprop.config import Config, TrainConfig
 from genprop.errors import GenPropError
+from genprop.sharding import BLOCKS as SHARDED
+from genprop.sharding import is_asked_for
 from genprop.teacher.outline import DECODE, ENCODE, SAMPLE, How, Stage, Training, architecture, outline
 from genprop.teacher.trace import (
     ACTIVATIONS,
@@ -33,7 +35,7 @@ from genprop.teacher.trace import (
     trace_call,
     trace_step,
 )
-from genprop.teacher.unet import BLOCKS, checkpoint_blocks
+from genprop.teacher.unet import checkpoint_blocks
 
 STEP, OPTIMISER = "forward and backward", "optimiser"
 
@@ -151,6 +153,7 @@ def plan(
 
     Args:
         base: the base that is given, else `base.path` of the configuration; see `outline.architecture`.
+        how: it will run; on one CUDA device if None. `here()` is how this process runs.
 
     Raises:
         GenPropError: nothing says what the base is.
@@ -192,11 +195,8 @@ def pieces(
     shards = how.devices if how.sharded else 1
     copies = 2 if how.devices > 1 and not how.sharded else 1  # DDP's buckets
     size = sum(map(nbytes, trained))
-    weights = Use("", weights=sum(map(nbytes, held)) // shards)
-    if how.sharded:  # the block that runs and the one that is fetched are whole
-        blocks = (m for m in modules.modules() if isinstance(m, BLOCKS))
-        whole = max((sum(map(nbytes, block.parameters())) for block in blocks), default=0)
-        weights = replace(weights, temporary=2 * whole)
+    everything = sum(map(nbytes, held))
+    weights = Use("", weights=everything // shards)
     moments = sum(map(nbytes, trained)) * 2
     if made.settings.optimizer == "adamw8bit":  # small tensors keep theirs in 32 bits; a scale for 256 values
         moments = sum(p.numel() * 8 if p.numel() < 4096 else p.numel() * (2 + 8 / 256) for p in trained)
@@ -204,11 +204,18 @@ def pieces(
         weights, gradients=(copies - 1) * size, optimizer=int(moments) // shards, ema=size // shards
     )
     for name, call in made.calls.items():
-        if only in (None, name):
-            peak = trace_call(call.run, held, cuda=how.cuda)
-            state = states if call.during else weights
-            swapped = size // shards if call.during else 0  # the weights that the EMA stands in for
-            yield replace(state, name=name, activations=peak, temporary=state.temporary + swapped)
+        if only not in (None, name):
+            continue
+        showing = call.when == "validation"
+        precision = made.settings.precision if showing else "no"
+        peak = trace_call(call.run, held=held, precision=precision, cuda=how.cuda)
+        state = weights if call.when == "before" else states
+        if how.sharded and call.when != "step":  # done with the whole objective, beside the shards
+            state = replace(state, weights=everything + (state.weights if showing else 0))
+        # validation keeps the weights that the EMA stands in for
+        yield replace(state, name=name, activations=peak, temporary=size if showing else 0)
+    if how.sharded:
+        states = replace(states, temporary=gathered(made.objective))
     if only in (None, STEP):
         peak = trace_step(made.loss, trained, held=held, settings=made.settings, cuda=how.cuda)
         yield replace(
@@ -220,6 +227,18 @@ def pieces(
         )
     if only in (None, OPTIMISER):
         yield replace(states, name=OPTIMISER, gradients=states.gradients + size // shards)
+
+
+def gathered(objective: nn.Module) -> int:
+    """Bytes of the weights that are whole in a sharded step (see `sharding`).
+
+    These are the block that runs and the one that is fetched, and what lies outside of blocks, all the time.
+    """
+    blocks = [m for m in objective.modules() if type(m).__name__ in SHARDED]
+    sizes = [sum(map(nbytes, block.parameters())) for block in blocks]
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    outside = sum(nbytes(p) for p in objective.parameters() if id(p) not in inside)
+    return outside + 2 * max(sizes, default=0)
 
 
 def parts(modules: nn.Module) -> tuple[Part, ...]:
@@ -278,9 +297,9 @@ def knobs(plan: Plan) -> Iterator[tuple[str, int]]:
         yield "--set data.validation=1", need(config.model_copy(update={"data": data}))
     if name in (ENCODE, DECODE) and how.chunk > 1:
         yield "a chunk of 1 frame", need(config, replace(how, chunk=1))
-    if name == ENCODE:
-        others = (use.total for use in plan.uses if use.name != ENCODE)
-        yield "encode before, with `genprop data encode`", max(others, default=0)
+    if name == ENCODE and not config.data.cache:
+        data = config.data.model_copy(update={"cache": True})
+        yield "--set data.cache=true", need(config.model_copy(update={"data": data}))
     if clip.frames > 1:
         half = (clip.frames + 1) // 2
         yield f"--set clip.frames={half}", clipped(frames=half)
@@ -288,10 +307,19 @@ def knobs(plan: Plan) -> Iterator[tuple[str, int]]:
     if height * width < clip.height * clip.width:
         smaller = f"--set clip.height={height} --set clip.width={width}"
         yield smaller, clipped(height=height, width=width)
-    if settings.optimizer == "adamw" and how.cuda:
+    if settings.optimizer == "adamw" and how.cuda and not how.sharded:
         yield f"--set {stage}.optimizer=adamw8bit", trained(optimizer="adamw8bit")
     if how.devices > 1 and not how.sharded:
         yield "weights sharded among the devices (FSDP)", need(config, replace(how, sharded=True))
+
+
+def here() -> How:
+    """How this process runs: the launcher's number of processes, sharded or not, on CUDA or a CPU."""
+    return How(
+        devices=int(os.environ.get("WORLD_SIZE", "1")),
+        sharded=is_asked_for() and "WORLD_SIZE" in os.environ,
+        cuda=torch.cuda.is_available(),
+    )
 
 
 def available_memory() -> int:

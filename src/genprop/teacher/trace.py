@@ -144,6 +144,11 @@ def fake_tensors(*, cuda: bool = False) -> Iterator[None]:
         yield
 
 
+def autocast(precision: str) -> torch.autocast:
+    """As accelerate's, for fake tensors."""
+    return torch.autocast("cpu", dtype=DTYPES[precision], enabled=precision != "no")
+
+
 def trace_step(
     loss: Callable[[], Tensor],
     trained: Sequence[Tensor],
@@ -168,7 +173,7 @@ def trace_step(
         if settings.accumulate > 1:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-        with torch.autocast("cpu", dtype=DTYPES[settings.precision], enabled=settings.precision != "no"):
+        with autocast(settings.precision):
             value = loss()
         tracker.phase = TEMPORARY
         value.backward()
@@ -179,11 +184,11 @@ def trace_step(
     return tracker.peak()
 
 
-def trace_call(call: Callable[[], Any], held: Iterable[Tensor], *, cuda: bool) -> int:
+def trace_call(call: Callable[[], Any], *, held: Iterable[Tensor], precision: str, cuda: bool) -> int:
     """The peak of a call without gradients, in bytes; `held` is not counted."""
     tracker = Tracker(cuda=cuda)
     tracker.ignore(held)
-    with tracker, torch.no_grad():
+    with tracker, torch.no_grad(), autocast(precision):
         call()
     return sum(tracker.peak().values())
 
