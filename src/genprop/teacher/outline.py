@@ -175,7 +175,7 @@ def empty_batch(config: Config, base: Base, count: int) -> Batch:
         "image": image,
         "source_image": image.clone(),
         "mask": torch.zeros(count, clip.frames, clip.height, clip.width, dtype=torch.bool),
-        "added_time_ids": torch.zeros(count, 3),
+        "added_time_ids": torch.zeros(count, 4),
     }
 
 
