@@ -82,7 +82,7 @@ def run_variant(name: str, *, latents: Path, out: Path, steps: int, batch: int, 
     settings = (*budget, "teacher.checkpoint_every=200", "teacher.keep_checkpoints=1")
     config = load_config("tiny", (*REFERENCE, *settings, *VARIANTS[name][1]))
     run = out / name
-    train("teacher", config, data=latents, base=locate("tiny-base"), out=run, resume=True)
+    train("teacher", config, data=[str(latents)], base=locate("tiny-base"), out=run, resume=True)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     rates = sorted(line["steps_per_second"] for line in lines if "steps_per_second" in line)
     bundle, net, base = load_model(run / "teacher")
@@ -116,7 +116,7 @@ def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> 
     from torch.utils.data import default_collate
 
     from genprop.config import LossConfig
-    from genprop.data.latents import encode_sample
+    from genprop.data.latents import PixelSamples, encode_sample
     from genprop.draws import Draws
     from genprop.edm import Guided, NetDenoiser, karras_sigmas
     from genprop.evaluate.measure import pixels_of
@@ -130,20 +130,16 @@ def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> 
     denoiser = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
     sigmas = karras_sigmas(SAMPLING_STEPS, sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max)
     samples = unseen(config, clips)
+    raw = PixelSamples(samples)  # type: ignore[arg-type]
+    pixels = [{**raw[i], "seed": torch.tensor(CLIPS_SEED + i)} for i in range(clips)]
     quality, iou, sharpness = RegionPsnr(), MaskIoU(), Sharpness()
     errors, masks, ratios = [], [], []
     with torch.no_grad():
         for start in range(0, clips, batch):
             part = samples[start : start + batch]
             encoded = [
-                encode_sample(
-                    sample,
-                    base.autoencoder,
-                    base.image_encoder,
-                    size,
-                    generator=torch.Generator().manual_seed(CLIPS_SEED + start + i),
-                )
-                for i, sample in enumerate(part)
+                encode_sample(pixels[i], base.autoencoder, base.image_encoder, size)
+                for i in range(start, start + len(part))
             ]
             collated = default_collate(encoded)
             inputs = objective.inputs(collated, None)
@@ -151,9 +147,8 @@ def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> 
             x0, logits = euler(denoiser, noise, sigmas, inputs.cond)
             errors.append((x0 - inputs.target)[:, 1:])
             grid = (inputs.target.shape[-2], inputs.target.shape[-1])
-            masks.append(
-                latent_mask(collated["mask"], grid, kind="gaussian")[:, 1:]
-            )  # whatever it was taught
+            # the same masks for all, whatever they were taught with
+            masks.append(latent_mask(collated["mask"], grid, kind="gaussian")[:, 1:])
             ratios.append(
                 float(objective(collated, Draws.of(CLIPS_SEED + start, len(part)))["injection_ratio"])
             )
