@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +158,19 @@ def start_two(config: Config, out: Path) -> None:
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=(out / f"errors-{rank}").open("w"),
-        )
-        for rank in range(2)
-    ]
-    codes = [process.wait(timeout=600) for process in started]
-    assert codes == [0, 0], "\n".join((out / f"errors-{rank}").read_text() for rank in range(2))
+    with ExitStack() as stack:
+        logs = [stack.enter_context((out / f"log-{rank}").open("w")) for rank in range(2)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", script],
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=logs[rank],
+                stderr=subprocess.STDOUT,
+            )
+            for rank in range(2)
+        ]
+        codes = [process.wait(timeout=600) for process in started]
+    assert codes == [0, 0], "\n".join((out / f"log-{rank}").read_text() for rank in range(2))
 
 
 @pytest.fixture(scope="module")
@@ -238,15 +241,16 @@ def test_the_objective_holds_the_ema_and_its_frozen_weights(
     ema = newest(runs / name)["ema"]
     assert ema["net.gate.scale"].shape == ()
     for key, value in fresh.state_dict().items():
-        assert torch.equal(left[key], ema[key] if key in ema else value), key
+        assert isinstance(value, Tensor) and torch.equal(left[key], ema.get(key, value)), key
 
 
 @pytest.mark.slow
 def test_shards_train_in_bf16_as_whole_weights_do(runs: Path) -> None:
-    for name in ("loss", "grad_norm", "val/velocity"):
+    first, exact = (logged(runs / name, "loss")[0] for name in ("fsdp-bf16", "fsdp"))
+    assert first == logged(runs / "ddp-bf16", "loss")[0] and first != exact
+    for name in ("loss", "grad_norm", "val/velocity"):  # from there on gradients are rounded differently
         expected = logged(runs / "ddp-bf16", name)
-        assert logged(runs / "fsdp-bf16", name) == pytest.approx(expected, rel=0.01)
-    assert logged(runs / "fsdp-bf16", "loss") != logged(runs / "fsdp", "loss")[:6]
+        assert logged(runs / "fsdp-bf16", name) == pytest.approx(expected, rel=0.03)
     assert {value.dtype for value in newest(runs / "fsdp-bf16")["weights"].values()} == {torch.float32}
 
 
