@@ -76,12 +76,12 @@ def check_run(config: TrainConfig, out: Path, *, resume: bool = False) -> Path |
     """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise GenPropError("precision fp16 needs a CUDA device, got none", "use precision bf16 or no")
+    if is_asked_for():
+        check_sharding(config)
     if config.optimizer == "adamw8bit":
         bitsandbytes()
     if config.tracker == "wandb":
         wandb()
-    if is_asked_for():
-        check_sharding(config)
     check_folder(out)
     return checkpoint_to_resume(out, _run_of(config), resume=resume)
 

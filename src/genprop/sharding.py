@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from genprop.config import TrainConfig
@@ -30,7 +31,7 @@ BLOCKS = frozenset(
         "Downsample2D",
         "RecomputedTransformer",
         "ResnetBlock2D",
-        "SpatioTemporalResBlock",
+        "TemporalResnetBlock",
         "Transformer2DModel",
         "TransformerSpatioTemporalModel",
         "Upsample2D",
@@ -38,10 +39,9 @@ BLOCKS = frozenset(
 )
 """Upstream's classes that are gathered one at a time; everything else is gathered for the whole step.
 
-A block's weights are there only while its `forward` runs, so only what is always called can be one.
+A block's weights are there only while its `forward` runs, so only what is always called can be one. What it
+returns must not be a view (torch warns), which is why the halves of a `SpatioTemporalResBlock` are here.
 """
-
-PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def is_asked_for() -> bool:
@@ -77,12 +77,13 @@ def check_sharding(config: TrainConfig) -> None:
         )
 
 
-def shard(objective: nn.Module, config: TrainConfig, *, device: torch.device) -> nn.Module:
+def shard(objective: nn.Module, device: torch.device) -> nn.Module:
     """A copy of `objective` on `device`, its parameters split among all processes.
 
     Every process must hand in the same frozen weights; those that train are the first process's. A scalar
-    parameter becomes a vector of one, since FSDP2 has no shard of a scalar. Blocks are gathered in the
-    precision of the run, and gradients are reduced in float32.
+    parameter becomes a vector of one, since FSDP2 has no shard of a scalar. Weights are gathered and
+    gradients reduced in the precision that they are stored in; a run's own precision is autocast's affair,
+    as without shards.
     """
     model = copy.deepcopy(objective)
     for module in model.modules():
@@ -94,16 +95,21 @@ def shard(objective: nn.Module, config: TrainConfig, *, device: torch.device) ->
             if parameter.ndim == 0:
                 vector = nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad)
                 setattr(module, name, vector)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
     reshard = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", default=True)
-    policy = MixedPrecisionPolicy(
-        param_dtype=PRECISION[config.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
-    for module in model.modules():
-        if type(module).__name__ in BLOCKS:
-            fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     return model
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules of the classes `BLOCKS`."""
+    for child in module.children():
+        if type(child).__name__ in BLOCKS:
+            yield child
+        else:
+            yield from _blocks(child)
 
 
 def whole(tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -38,7 +38,7 @@ class Trained:
         self.whole = trainable(objective)
         self.shapes = {name: parameter.shape for name, parameter in self.whole.items()}
         if is_sharded():
-            self.model = shard(objective.to("cpu"), config, device=accelerator.device)
+            self.model = shard(objective.to("cpu"), accelerator.device)
             self.parameters = trainable(self.model)
         else:
             self.model, self.parameters = accelerator.prepare(objective), self.whole

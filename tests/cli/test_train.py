@@ -214,7 +214,7 @@ def test_a_folder_of_triplets_is_data(
         "data", "encode", tmp_path / "data", "--base", runs / "autoencoder" / "base", "--config", preset,
         "--out", tmp_path / "latents", "--workers", 0, "--json",
     ).document  # fmt: skip
-    assert document["training"] == 2 and (tmp_path / "latents" / "index.json").is_file()
+    assert document["training"] == 18 and (tmp_path / "latents" / "index.json").is_file()
 
 
 # --- what is refused ---
