@@ -302,7 +302,7 @@ def test_data_that_is_none(
     data = call(command, "--data", "data")
     if command == "encode":
         data = ["data" if part == "procedural" else part for part in call(command)]
-    refused(*data, naming=["data has no original_videos, edited_videos, masks", "expected the folders"])
+    refused(*data, naming=["data is no dataset that is known here", "original_videos", "DAVIS"])
 
 
 @pytest.mark.parametrize(
