@@ -14,7 +14,7 @@ import pytest
 from numpy.random import Generator
 from torch.utils.data import DataLoader
 
-from genprop.config import Config, load_config
+from genprop.config import Config, load_config, parse_config
 from genprop.data.faults import FaultLog
 from genprop.data.footage import Note
 from genprop.data.mixture import EditClips
@@ -23,6 +23,8 @@ from genprop.data.sources import open_source
 from genprop.data.triplets import FOLDERS
 from genprop.data.window import View
 from genprop.errors import GenPropError
+from genprop.teacher.base import Base, save_base
+from genprop.teacher.train import train
 from genprop.types import EditSample, MaskedClip
 
 if TYPE_CHECKING:
@@ -277,3 +279,22 @@ def test_of_200_clips_20_broken_ones_are_named_in_20_lines(
     for item in range(200, 240):
         again[item]
     assert len(path.read_text().splitlines()) == 20
+
+
+@pytest.mark.slow
+def test_200_clips_train_through_with_20_lines(
+    two_hundred: Path, tmp_path: Path, small_base: Base, small_config: Config
+) -> None:
+    """Straight from the clips: every one of them is met, for training or held out."""
+    save_base(small_base, tmp_path / "base")
+    table = small_config.model_dump()
+    table["clip"]["frames"] = 4
+    table["data"] |= {"cache": False, "count": 208, "validation": 40}
+    table["teacher"] |= {"steps": 26, "batch_size": 8, "workers": 1}
+    summary = train(
+        "teacher", parse_config(table), data=[str(two_hundred)], base=tmp_path / "base", out=tmp_path / "run"
+    )
+    assert summary["steps"] == 26 and np.isfinite(summary["loss"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
+    assert len(lines) == 20 and {line["clip"] for line in lines} == set(BROKEN)
+    assert all(BROKEN[line["clip"]][0] in line["fault"] for line in lines)
