@@ -112,7 +112,6 @@ def unseen(config: Any, clips: int) -> list[Any]:
 def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> dict[str, float]:
     """The teacher's sampling (Euler, guided as the preset) of unseen clips against their truth."""
     import torch
-    from genprop.evaluate.metrics import MaskIoU, RegionPsnr, Sharpness
     from torch.utils.data import default_collate
 
     from genprop.config import LossConfig
@@ -120,6 +119,7 @@ def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> 
     from genprop.draws import Draws
     from genprop.edm import Guided, NetDenoiser, karras_sigmas
     from genprop.evaluate.measure import pixels_of
+    from genprop.metrics import MaskIoU, RegionPsnr, Sharpness
     from genprop.runtime.composite import upsample_mask
     from genprop.sampling import euler
     from genprop.teacher.losses import latent_mask, region_terms
@@ -285,7 +285,7 @@ def figure(rows: Sequence[dict[str, Any]], references: dict[str, Any], file: Pat
                 middle - apart, middle + apart, color="tab:blue", alpha=0.2, label="reference, +- a seed"
             )
         styles = ("-", ":", "--")
-        for (title, figures), style in zip(references["rows"].items(), styles, strict=True):
+        for (title, figures), style in zip(references["rows"].items(), styles, strict=False):
             if figures[key] is not None:
                 axis.axvline(figures[key], color="tab:red", linestyle=style, linewidth=1, label=title)
         axis.set_xlabel(f"PSNR of the {region}, dB")
