@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genprop.bundle import check_base, read_bundle, write_bundle
-from genprop.config import Config
+from genprop.config import BaseConfig, Config
 from genprop.errors import GenPropError
 from genprop.hub import base_sha256, check_layout, locate_base, weight_files
 from genprop.teacher.base import Base, load_base, save_base
@@ -39,7 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_base: Base) -> Pa
 
 def test_a_hub_id_is_its_snapshot_and_loads_in_fp16(hub: Path, small_base: Base) -> None:
     assert locate_base(HUB_ID, variant="fp16") == hub
-    loaded = load_base(HUB_ID, variant="fp16")
+    loaded = load_base(HUB_ID, BaseConfig(variant="fp16"))
     for name, value in small_base.backbone.state_dict().items():
         assert torch.equal(loaded.backbone.state_dict()[name], value.half().float())
     assert not any(p.requires_grad for module in loaded for p in module.parameters())
@@ -50,7 +50,7 @@ def test_without_the_weights_the_layout_and_the_way_to_get_them_are_named(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(GenPropError, match="no folder here, and the hub did not give it") as caught:
-        load_base("stabilityai/stable-video-diffusion-img2vid-xt", variant="fp16")
+        load_base("stabilityai/stable-video-diffusion-img2vid-xt", BaseConfig(variant="fp16"))
     for words in ("unet/, vae/, image_encoder/", "hf download stabilityai/", "licence", "safetensors"):
         assert words in caught.value.hint
 
@@ -65,7 +65,7 @@ def test_the_plain_weights_are_read_where_there_are_both(
     save_base(small_base, tmp_path)
     chosen = weight_files(tmp_path, variant=variant)
     assert [".fp16" in file.name for file in chosen] == [variant == "fp16"] * 3
-    loaded = load_base(tmp_path, variant=variant).backbone.conv_in.weight
+    loaded = load_base(tmp_path, BaseConfig.model_validate({"variant": variant})).backbone.conv_in.weight
     expected = small_base.backbone.conv_in.weight
     assert torch.equal(loaded, expected if variant is None else expected.half().float())
 

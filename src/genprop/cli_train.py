@@ -51,13 +51,13 @@ def train(
     """Train the teacher (carry first, where it has one), or a base of your own (autoencoder, backbone)."""
     from genprop.checkpoint import check_folder
     from genprop.config import load_config
-    from genprop.teacher.plan import plan
+    from genprop.teacher.plan import here, plan
     from genprop.teacher.train import train as train_stage
 
     settings = load_config(config, overrides or ())
     name = base if base is not None else settings.base.path
     if dry_run:
-        planned = plan(settings, stage=stage.value, base=name)
+        planned = plan(settings, stage=stage.value, base=name, how=here())
         for table in planned.tables():
             stderr.print(table)
         if as_json:
@@ -135,7 +135,7 @@ def encode(
     settings = load_config(config, overrides or ())
     check_folder(out)
     log_to_stderr()
-    loaded = load_base(base, variant=settings.base.variant)
+    loaded = load_base(base, settings.base)
     samples, _ = latent_samples(data, settings, loaded, out, workers=workers, processes=processes)
     count = len(samples)  # type: ignore[arg-type]
     say(f"{out}: {count} samples for training, the rest held out")

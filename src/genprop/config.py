@@ -68,14 +68,16 @@ class ClipConfig(Model):
 class BaseConfig(Model):
     """The frozen base: where it is, or how to build one that is to be trained (upstream's own arguments).
 
-    `variant` is which of the base's weights are read: fp16, or the plain ones where there are any. `store` is
-    the precision of every file that training writes; what is trained next reads the rounded numbers, so
-    nothing shifts when a model is shipped.
+    `variant` is which of the base's weights are read: fp16, or the plain ones where there are any. `chunk` is
+    how many frames the autoencoder is given at a time: a temporal decoder mixes frames only inside one.
+    `store` is the precision of every file that training writes; what is trained next reads the rounded
+    numbers, so nothing shifts when a model is shipped.
     """
 
     path: str | None = None
     variant: Literal["fp16"] | None = None
     store: Literal["fp32", "fp16"] = "fp32"
+    chunk: int = Field(default=8, ge=1)
     unet: dict[str, Any] | None = None
     vae: dict[str, Any] | None = None
     image_encoder: dict[str, Any] | None = None

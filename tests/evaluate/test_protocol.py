@@ -78,9 +78,9 @@ def pair(tmp_path: Path) -> dict[str, Any]:
     """Two bundles that hold nothing to speak of."""
     folders = {"teacher": tmp_path / "bundles" / "teacher", "student": tmp_path / "bundles" / "student"}
     tensors = {"sce.weight": torch.zeros(1)}
-    write_bundle(folders["teacher"], kind="teacher", config=CONFIG, base="a/hub-id", tensors=tensors)
+    write_bundle(folders["teacher"], kind="teacher", config=CONFIG, base="tiny-base", tensors=tensors)
     write_bundle(
-        folders["student"], kind="student", config=CONFIG, base="a/hub-id", tensors=tensors, sigmas=SCHEDULES
+        folders["student"], kind="student", config=CONFIG, base="tiny-base", tensors=tensors, sigmas=SCHEDULES
     )
     return folders
 
@@ -219,10 +219,10 @@ def test_a_pair_must_fit(tmp_path: Path, pair: dict[str, Any]) -> None:
     other = CONFIG.model_copy(update={"clip": ClipConfig(frames=4, height=16, width=16)})
     tensors = {"sce.weight": torch.zeros(1)}
     larger, lame = tmp_path / "larger", tmp_path / "lame"
-    write_bundle(larger, kind="teacher", config=other, base="a/hub-id", tensors=tensors)
+    write_bundle(larger, kind="teacher", config=other, base="tiny-base", tensors=tensors)
     with pytest.raises(GenPropError, match="frames=4"):
         protocol.check_pair(larger, pair["student"])
-    write_bundle(lame, kind="student", config=CONFIG, base="a/hub-id", tensors=tensors, sigmas={1: (80.0,)})
+    write_bundle(lame, kind="student", config=CONFIG, base="tiny-base", tensors=tensors, sigmas={1: (80.0,)})
     with pytest.raises(GenPropError, match=r"knows \[1\] steps"):
         protocol.check_pair(pair["teacher"], lame)
 
@@ -256,7 +256,7 @@ def test_an_export_is_made_once_and_again_when_it_is_of_another_model(
         pair["student"],
         kind="student",
         config=CONFIG,
-        base="a/hub-id",
+        base="tiny-base",
         tensors={"sce.weight": torch.ones(1)},  # trained on
         sigmas=SCHEDULES,
     )

@@ -52,7 +52,8 @@ def test_the_full_size_model_has_the_parameters_that_its_papers_state() -> None:
     assert sum(p.numel() for p in base.autoencoder.parameters()) == 97_742_847
     assert sum(p.numel() for p in base.image_encoder.parameters()) == 632_076_800
     assert type(base.autoencoder.vae).__name__ == "AutoencoderKLTemporalDecoder"
-    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 101_814_217
+    assert net.tasks is not None and count["tasks"] == 4 * 1280
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 101_814_217 + 4 * 1280
 
 
 @pytest.mark.parametrize("settings", [{}, {"checkpointing": True, "precision": "bf16", "accumulate": 2}])
@@ -183,7 +184,9 @@ def toy(config: Config, how: How) -> Training:
         return x.sum()
 
     calls = {
-        ENCODE: Call(lambda: torch.zeros(how.chunk * rows, 640), "before" if config.data.cache else "step"),
+        ENCODE: Call(
+            lambda: torch.zeros(config.base.chunk * rows, 640), "before" if config.data.cache else "step"
+        ),
         SAMPLE: Call(lambda: torch.zeros(config.data.validation * rows, 64)),
     }
     return Training(settings, layers, {"autoencoder": nn.Linear(8, 8)}, loss, calls)
@@ -291,7 +294,7 @@ def test_how_this_process_runs_is_the_launchers_business(monkeypatch: pytest.Mon
 
 def test_every_piece_is_told_of_its_own_knobs(small_config: Config) -> None:
     _, encoding = refusal(toy_plan(small_config, only=ENCODE), 0)
-    assert encoding[0].startswith("a chunk of 1 frame")
+    assert encoding[0].startswith("--set base.chunk=1")
     assert not any("teacher." in knob for knob in encoding)
     _, sampling = refusal(toy_plan(small_config, only=SAMPLE), 0)
     assert sampling[0].startswith("--set data.validation=1")

@@ -27,7 +27,7 @@ from genprop.teacher.outline import (
     frozen_base,
     validation,
 )
-from genprop.teacher.plan import Plan, make_plan
+from genprop.teacher.plan import Plan, here, make_plan
 
 TRAJECTORIES = "trajectories"
 
@@ -43,7 +43,7 @@ def plan_distillation(teacher: str | Path, config: Config) -> Plan:
         raise GenPropError(
             f"{teacher} is a {bundle.card.kind}, expected a teacher", "give the teacher's bundle"
         )
-    return plan_student(of_teacher(config, bundle), base=bundle.base)
+    return plan_student(of_teacher(config, bundle), base=bundle.base, how=here())
 
 
 def of_teacher(config: Config, teacher: Bundle) -> Config:

@@ -122,7 +122,7 @@ def load_model(name: str | Path, *, merge: bool = True) -> tuple[Bundle, GenProp
     """
     bundle = read_bundle(name)
     check_base(bundle)
-    base = load_base(bundle.base, variant=bundle.card.config.base.variant)
+    base = load_base(bundle.base, bundle.card.config.base)
     net = GenPropNet(base.backbone, bundle.card.config.net, bundle.card.config.sce)
     missing, unexpected = net.load_state_dict(bundle.tensors(), strict=False)
     assert not unexpected and all(key.startswith("backbone.") for key in missing), (missing, unexpected)

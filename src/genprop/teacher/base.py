@@ -169,16 +169,17 @@ class Base(NamedTuple):
     image_encoder: ImageEncoder
 
 
-def load_base(name: str | Path, *, variant: str | None = None) -> Base:
+def load_base(name: str | Path, settings: BaseConfig | None = None) -> Base:
     """A frozen base in diffusers' layout, in float32: a folder, an embedded name or a hub id.
 
     Args:
-        variant: of the weights, "fp16", or None for the plain ones (those of fp16 where there are no others).
+        settings: which variant of the weights, and the autoencoder's chunk.
 
     Raises:
         GenPropError: the folder lacks a part, or the hub does not have it; names the layout that is expected.
     """
-    folder = locate_base(name, variant=variant)
+    settings = settings or BaseConfig()
+    folder = locate_base(name, variant=settings.variant)
     check_layout(folder)
     parts = {part: folder / part for part in PARTS}
     try:
@@ -193,14 +194,14 @@ def load_base(name: str | Path, *, variant: str | None = None) -> Base:
             f"{parts['vae']} holds a {vae_class}, expected an AutoencoderKL of either kind",
             "give the autoencoder of Stable Video Diffusion, or one that `genprop train` made",
         )
-    read = {file.parent.name: ".fp16" in file.name for file in weight_files(folder, variant=variant)}
+    read = {file.parent.name: ".fp16" in file.name for file in weight_files(folder, variant=settings.variant)}
 
     def pretrained(kind: Any, part: str, **dtype: torch.dtype) -> Any:
         return _pretrained(kind, parts[part], variant="fp16" if read[part] else None, **dtype)
 
     return Base(
         pretrained(Backbone, "unet", torch_dtype=torch.float32),
-        Autoencoder(pretrained(vae_type, "vae", torch_dtype=torch.float32)),
+        Autoencoder(pretrained(vae_type, "vae", torch_dtype=torch.float32), chunk=settings.chunk),
         ImageEncoder(pretrained(CLIPVisionModelWithProjection, "image_encoder", dtype=torch.float32)),
     )
 

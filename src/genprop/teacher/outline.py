@@ -37,13 +37,11 @@ class How:
     Attributes:
         devices: processes, one on each.
         sharded: whether they share out the weights (FSDP), or each has them all.
-        chunk: frames that are encoded and decoded at a time.
         cuda: whether the device is CUDA's; if not, it is a CPU.
     """
 
     devices: int = 1
     sharded: bool = False
-    chunk: int = 8
     cuda: bool = True
 
 
@@ -166,7 +164,6 @@ def frozen_base(config: Config, how: How) -> Base:
     base = new_base(config.base, seed=0)
     for module in base:
         module.requires_grad_(False).eval()
-    base.autoencoder.chunk = how.chunk
     return base
 
 

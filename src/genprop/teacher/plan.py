@@ -295,8 +295,9 @@ def knobs(plan: Plan) -> Iterator[tuple[str, int]]:
     if name == SAMPLE and config.data.validation > 1:
         data = config.data.model_copy(update={"validation": 1})
         yield "--set data.validation=1", need(config.model_copy(update={"data": data}))
-    if name in (ENCODE, DECODE) and how.chunk > 1:
-        yield "a chunk of 1 frame", need(config, replace(how, chunk=1))
+    if name in (ENCODE, DECODE) and config.base.chunk > 1:
+        base = config.base.model_copy(update={"chunk": 1})
+        yield "--set base.chunk=1", need(config.model_copy(update={"base": base}))
     if name == ENCODE and not config.data.cache:
         data = config.data.model_copy(update={"cache": True})
         yield "--set data.cache=true", need(config.model_copy(update={"data": data}))

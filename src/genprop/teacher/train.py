@@ -22,7 +22,7 @@ from genprop.sampling import euler
 from genprop.teacher.base import Base, load_base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import CarryObjective, TeacherObjective
-from genprop.teacher.plan import available_memory, check_fits, plan
+from genprop.teacher.plan import available_memory, check_fits, here, plan
 from genprop.teacher.samples import Samples, training_samples
 from genprop.teacher.train_base import train_autoencoder, train_backbone
 from genprop.teacher.unet import checkpoint_blocks
@@ -84,11 +84,11 @@ def train(
         raise GenPropError("net.carry is 0, so there is no carry to train", "for example --set net.carry=56")
     settings = getattr(config, stage)
     check_run(settings, out, resume=resume)
-    check_fits(plan(config, stage=stage, base=base), available_memory())
+    check_fits(plan(config, stage=stage, base=base, how=here()), available_memory())
     if stage == "autoencoder":
         return train_autoencoder(config, base=base, out=out, resume=resume)
     assert base is not None
-    loaded = load_base(base, variant=config.base.variant)
+    loaded = load_base(base, config.base)
     samples = training_samples(data, config, loaded, out, workers=settings.workers)
     if stage == "backbone":
         return train_backbone(config, loaded, samples, out=out, resume=resume)

@@ -43,10 +43,7 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
         ProceduralClips(config.data.count, config.data.seed, **size), workers=settings.workers
     )
     held_out = render_frames(ProceduralClips(64, config.data.seed + VALIDATION_SEED, **size), workers=0)
-    if base is None:
-        made = new_base(config.base, seed=settings.seed)
-    else:
-        made = load_base(base, variant=config.base.variant)
+    made = new_base(config.base, seed=settings.seed) if base is None else load_base(base, config.base)
     if base is None and made.autoencoder.patch == made.autoencoder.downsampling:  # one block
         start_from_pca(made.autoencoder, training[:1000])
     trained = made.autoencoder if base is None else made.autoencoder.vae.decoder
