@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genprop.checkpoint import list_checkpoints
+from genprop.config import TrainConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
-from genprop.loop import Batches, TrainConfig, ema_decay, fit, learning_rate, sample_seeds, swapped
+from genprop.loop import Validation, check_run, fit
+from genprop.optimizer import adamw, ema_decay, learning_rate
+from genprop.stream import Batches, sample_seeds
+from genprop.trained import swapped
+from genprop.video import read_clip
 
 
 class Regression(nn.Module):
@@ -97,10 +105,95 @@ def test_bf16_trains_and_the_objective_is_itself_again(tmp_path: Path) -> None:
     assert all(p.dtype == torch.float32 for p in objective.parameters())
 
 
-def test_fp16_without_cuda_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", [{"precision": "fp16"}, {"optimizer": "adamw8bit"}])
+def test_what_needs_cuda_is_refused_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(GenPropError, match="fp16"):
-        fit(Regression(), points(), TrainConfig(steps=1, precision="fp16"), tmp_path)
+    config = TrainConfig(steps=1, **setting)
+    for refused in (
+        lambda: check_run(config, tmp_path),
+        lambda: fit(Regression(), points(), config, tmp_path),
+    ):
+        with pytest.raises(
+            GenPropError, match=f"{next(iter(setting.values()))} needs a CUDA device"
+        ) as caught:
+            refused()
+        assert caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("library", "setting"), [("bitsandbytes", {"optimizer": "adamw8bit"}), ("wandb", {"tracker": "wandb"})]
+)
+def test_a_library_that_is_missing_is_named_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, setting: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(GenPropError, match=f"needs {library}") as caught:
+        check_run(TrainConfig(steps=1, **setting), tmp_path)
+    assert f"pip install {library}" in caught.value.hint
+
+
+class AdamW8bit(torch.optim.AdamW):
+    """What a checkpoint sees of bitsandbytes': steps in a Python number, moments in bytes."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state |= {"step": 0, "state1": torch.zeros_like(p, dtype=torch.uint8)}
+                    state["absmax1"] = torch.zeros(1)
+                assert type(state["step"]) is int and state["state1"].dtype == torch.uint8
+                state["step"] += 1
+                state["state1"] += 1
+                state["absmax1"] += 0.5
+                p -= group["lr"] * p.grad.sign() * state["step"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As bitsandbytes does it: nothing is cast to the parameters' type."""
+        ordered = [p for group in self.param_groups for p in group["params"]]
+        self.state.update({ordered[i]: state for i, state in state_dict["state"].items()})
+
+
+def test_an_8_bit_optimizer_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = types.SimpleNamespace(optim=types.SimpleNamespace(AdamW8bit=AdamW8bit))
+    for module in ("loop", "optimizer"):
+        monkeypatch.setattr(f"genprop.{module}.bitsandbytes", lambda: fake)
+    config = TrainConfig(steps=6, checkpoint_every=3, optimizer="adamw8bit", learning_rate=1e-3)
+    whole, broken = Regression(), Regression()
+    optimizer = adamw(dict(whole.net.named_parameters()), config)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    fit(whole, points(), config, tmp_path / "a")
+    shutil.copytree(
+        tmp_path / "a" / "checkpoints" / "step-00000003", tmp_path / "b" / "checkpoints" / "step-00000003"
+    )
+    assert fit(broken, points(), config, tmp_path / "b", resume=True)["resumed_from"] == 3
+    assert_same(weights(broken), weights(whole))
+    stored = [
+        load_file(tmp_path / run / "checkpoints" / "step-00000006" / "optimizer.safetensors") for run in "ab"
+    ]
+    assert_same(*stored)
+    assert stored[0]["step/net.0.bias"] == 6 and stored[0]["state1/net.0.bias"].dtype == torch.uint8
+
+
+class Strings(TensorDataset):
+    """Points, each with its name and a number that is not a tensor."""
+
+    def __getitem__(self, index: int) -> Any:
+        return {"points": super().__getitem__(index), "name": f"clip {index}", "where": {"index": index}}
+
+
+def test_what_is_not_a_tensor_reaches_the_objective_unharmed(tmp_path: Path) -> None:
+    class Named(Regression):
+        def forward(self, batch: Any, draws: Draws) -> dict[str, Tensor]:
+            assert batch["name"] == [f"clip {i}" for i in batch["where"]["index"].tolist()]
+            return super().forward(batch["points"], draws)
+
+    fit(Named(), Strings(*points().tensors), TrainConfig(steps=2), tmp_path)
 
 
 RUN = """
@@ -252,11 +345,11 @@ def test_validation_sees_the_ema_and_training_goes_on_undisturbed(tmp_path: Path
     seen: dict[int, dict[str, Tensor]] = {}
     objective, plain = Regression(noise=0.1, dropout=0.2), Regression(noise=0.1, dropout=0.2)
 
-    def validate(step: int) -> tuple[dict[str, float], np.ndarray | None]:
+    def validate(step: int) -> Validation:
         assert not torch.is_grad_enabled()
         seen[step] = weights(objective.net)
         torch.rand(3)  # whatever it draws must not matter
-        return {"psnr": 10.0 * step}, np.full((4, 6, 3), step, np.uint8) if step > 2 else None
+        return Validation({"psnr": 10.0 * step}, np.full((4, 6, 3), step, np.uint8) if step > 2 else None)
 
     summary = fit(objective, points(), config, tmp_path / "a", validate=validate)
     fit(plain, points(), config, tmp_path / "b")
@@ -274,6 +367,73 @@ def test_validation_sees_the_ema_and_training_goes_on_undisturbed(tmp_path: Path
     ]
 
 
+def test_a_clip_is_written_beside_the_picture(tmp_path: Path) -> None:
+    clip = np.zeros((3, 16, 16, 3), np.uint8)
+    clip[1:, 8:] = 200
+    config = TrainConfig(steps=2, validate_every=1)
+    fit(Regression(), points(), config, tmp_path, validate=lambda step: Validation({}, clip=clip, fps=5))
+    written = read_clip(tmp_path / "samples" / "step-00000002.mp4")
+    assert written.fps == 5 and np.abs(written.frames.astype(int) - clip).mean() < 3
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+
+
+class FakeRun:
+    """A run of W&B that remembers."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings, self.id = settings, settings["id"] or "k7"
+        self.logged: list[dict[str, Any]] = []
+        self.metrics: list[tuple[str, str]] = []
+        self.finished = False
+
+    def define_metric(self, name: str, *, step_metric: str) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_wandb_is_told_everything_and_a_resumed_run_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[FakeRun] = []
+
+    def init(**settings: Any) -> FakeRun:
+        runs.append(FakeRun(**settings))
+        return runs[-1]
+
+    fake = types.SimpleNamespace(
+        init=init,
+        Image=lambda image: ("image", image.shape),
+        Video=lambda path, *, format: ("video", Path(path).name, format),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    picture, clip = np.zeros((4, 6, 3), np.uint8), np.zeros((2, 16, 16, 3), np.uint8)
+    config = TrainConfig(steps=2, log_every=1, validate_every=2, tracker="wandb")
+
+    def validate(step: int) -> Validation:
+        return Validation({"psnr": 1.5}, picture, clip)
+
+    fit(Regression(), points(), config, tmp_path, validate=validate)
+    fit(Regression(), points(), config.model_copy(update={"steps": 3}), tmp_path, resume=True)
+    first, second = runs
+    assert first.settings["id"] is None and second.settings["id"] == "k7"
+    assert first.settings["config"]["steps"] == 2 and first.settings["resume"] == "allow"
+    assert first.metrics == [("*", "step")] and first.finished and second.finished
+    assert [line["step"] for line in first.logged] == [1, 2, 2, 2, 2]
+    assert first.logged[1]["loss"] == lines(tmp_path)[1]["loss"]
+    assert first.logged[2:] == [
+        {"step": 2, "val/psnr": 1.5},
+        {"step": 2, "val/samples": ("image", (4, 6, 3))},
+        {"step": 2, "val/clip": ("video", "step-00000002.mp4", "mp4")},
+    ]
+    assert [line["step"] for line in second.logged] == [3]
+    assert not (tmp_path / "tensorboard").exists()
+
+
 def test_swapped_restores_after_an_error() -> None:
     parameters = {"w": nn.Parameter(torch.ones(2))}
     with pytest.raises(ZeroDivisionError), swapped(parameters, {"w": torch.zeros(2)}):
@@ -286,9 +446,14 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     config = TrainConfig(steps=2)
     fit(Regression(), points(), config, tmp_path)
     before = (list_checkpoints(tmp_path)[-1] / "weights.safetensors").read_bytes()
-    with pytest.raises(GenPropError, match="already holds a run") as caught:
-        fit(Regression(), points(), config, tmp_path)
-    assert "--resume" in caught.value.hint
+    for refused in (
+        lambda: check_run(config, tmp_path),
+        lambda: fit(Regression(), points(), config, tmp_path),
+    ):
+        with pytest.raises(GenPropError, match="already holds a run") as caught:
+            refused()
+        assert "--resume" in caught.value.hint
+    assert check_run(config, tmp_path, resume=True) == list_checkpoints(tmp_path)[-1]
     assert (list_checkpoints(tmp_path)[-1] / "weights.safetensors").read_bytes() == before
 
 

@@ -1,8 +1,9 @@
 """The checkpoints of a training run: written whole or not at all, resumed exactly.
 
-All randomness of a step is a function of the seed and the step (see `loop.py`), so a checkpoint needs
+All randomness of a step is a function of the seed and the step (see `stream.py`), so a checkpoint needs
 only the trainable weights, their EMA, AdamW's moments, the step and the fp16 scaler's numbers. No
-state of a random generator, no position of a data loader, no pickle.
+state of a random generator, no position of a data loader, no pickle. Where the weights are sharded they
+are gathered, and the main process writes them: `out` is on storage that all processes see.
 
     out/checkpoints/step-00000500/weights.safetensors     by name in the objective
                                   ema.safetensors         the same names
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genprop.errors import GenPropError
+from genprop.sharding import shard_like, whole
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +59,13 @@ def check_folder(folder: Path) -> None:
         ) from error
 
 
-def open_run(out: Path, config: dict[str, Any], *, resume: bool) -> Path | None:
-    """Make the folder `out` ready; the checkpoint to go on from, or None for a new run.
+def checkpoint_to_resume(out: Path, config: dict[str, Any], *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None for a new run. Nothing is written.
 
     Raises:
-        GenPropError: `out` cannot be written; it holds a run that is not to be resumed; or what fixes
-            the order of the data and the noise (`FIXED`) is not what the run was started with.
+        GenPropError: `out` holds a run that is not to be resumed; or what fixes the order of the data and
+            the noise (`FIXED`) is not what the run was started with.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for folder in (out / "checkpoints").glob(PARTIAL + "*"):  # a killed run was at it
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise GenPropError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
     checkpoints = list_checkpoints(out)
     if not checkpoints:
         if resume:
@@ -91,31 +87,60 @@ def open_run(out: Path, config: dict[str, Any], *, resume: bool) -> Path | None:
     return newest
 
 
+def open_run(out: Path) -> None:
+    """Make the folder of a run and drop what a killed one left half written; for the main process.
+
+    Raises:
+        GenPropError: `out` cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for folder in (out / "checkpoints").glob(PARTIAL + "*"):
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise GenPropError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
+
+
 def save_checkpoint(
     out: Path,
     parameters: dict[str, nn.Parameter],
     *,
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    shapes: dict[str, torch.Size],
     state: dict[str, Any],
     keep: int,
+    write: bool = True,
 ) -> Path:
     """Write `out/checkpoints/step-<state["step"]>`, then delete all but the newest `keep`.
 
     The folder is filled under another name and renamed, so that a kill at any moment leaves the
     previous checkpoint, the new one, or both; never half of one.
+
+    Args:
+        parameters, ema, optimizer: shards or whole; all processes must call this.
+        shapes: of the whole parameters, by name.
+        write: whether this is the process that writes; the others only give their shards.
     """
     final = out / "checkpoints" / f"step-{state['step']:08d}"
     partial = final.with_name(PARTIAL + final.name)
-    partial.mkdir(parents=True)
+    if write:
+        partial.mkdir(parents=True)
     moments = {
-        f"{key}/{name}": value
+        f"{key}/{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     for file, tensors in (("weights", parameters), ("ema", ema), ("optimizer", moments)):
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, partial / f"{file}.safetensors")
+        gathered: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor.detach(), shapes[name.rpartition("/")[2]])
+            if write:
+                gathered[name] = full.cpu().contiguous()
+        if write:
+            save_file(gathered, partial / f"{file}.safetensors")
+    if not write:
+        return final
     (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     os.replace(partial, final)
 
@@ -137,8 +162,12 @@ def load_checkpoint(
     *,
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    shapes: dict[str, torch.Size],
 ) -> None:
-    """Fill `parameters`, `ema` and `optimizer` in place from a checkpoint.
+    """Fill `parameters`, `ema` and `optimizer`, shards or whole, in place from a checkpoint.
+
+    Args:
+        shapes: of the whole parameters, by name.
 
     Raises:
         GenPropError: the checkpoint's parameters are not the model's, by name or by shape.
@@ -146,7 +175,7 @@ def load_checkpoint(
     for file, tensors in (("weights", parameters), ("ema", ema)):
         stored = load_file(checkpoint / f"{file}.safetensors")
         got = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        expected = {name: tuple(shape) for name, shape in shapes.items()}
         if got != expected:
             name = sorted(n for n in got | expected if got.get(n) != expected.get(n))[0]
             raise GenPropError(
@@ -155,12 +184,15 @@ def load_checkpoint(
                 "resume with the configuration the run was started with, or choose another --out",
             )
         for name, tensor in tensors.items():
-            tensor.copy_(stored[name])
+            tensor.copy_(shard_like(stored[name], tensor))
 
-    moments: dict[str, dict[str, Tensor]] = {}
+    moments: dict[str, dict[str, Any]] = {}
     for entry, value in load_file(checkpoint / "optimizer.safetensors").items():
         key, name = entry.split("/", 1)
-        moments.setdefault(name, {})[key] = value
+        if key != "step":
+            moments.setdefault(name, {})[key] = shard_like(value, parameters[name])
+        else:  # torch counts steps in a float tensor, bitsandbytes in a Python number
+            moments.setdefault(name, {})[key] = value if value.is_floating_point() else int(value)
     # an optimizer's state_dict numbers parameters in the order of its groups
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     name_of = {id(parameter): name for name, parameter in parameters.items()}

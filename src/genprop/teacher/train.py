@@ -25,7 +25,7 @@ from genprop.draws import Draws
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder
-from genprop.loop import fit, is_main_process
+from genprop.loop import Validate, Validation, fit, is_main_process
 from genprop.pixels import to_pixels, to_uint8
 from genprop.sampling import euler
 from genprop.sheet import contact_sheet
@@ -138,11 +138,12 @@ def train_autoencoder(config: Config, *, base: str | Path | None, out: Path, res
     trained.requires_grad_(True)
     objective = AutoencoderObjective(made.autoencoder)
 
-    def validate(step: int) -> tuple[dict[str, float], np.ndarray]:
+    def validate(step: int) -> Validation:
         terms = objective(held_out, Draws.of(0, len(held_out)))
         shown = held_out[:8]
         decoded = to_uint8(made.autoencoder.decode(made.autoencoder.encode_scaled(to_pixels(shown)[None])))
-        return numbers(terms), contact_sheet([("truth", shown.numpy()), ("decoded", decoded[0].numpy())])
+        sheet = contact_sheet([("truth", shown.numpy()), ("decoded", decoded[0].numpy())])
+        return Validation(numbers(terms), picture=sheet)
 
     summary = fit(
         objective,
@@ -170,9 +171,9 @@ def train_backbone(
     base.image_encoder.requires_grad_(True)
     objective = BackboneObjective(base.backbone, base.image_encoder, config)
 
-    def validate(step: int) -> tuple[dict[str, float], None]:
+    def validate(step: int) -> Validation:
         terms = [numbers(objective(held_out, Draws.of(seed, len(held_out["target"])))) for seed in range(4)]
-        return {name: float(np.mean([t[name] for t in terms])) for name in terms[0]}, None
+        return Validation({name: float(np.mean([t[name] for t in terms])) for name in terms[0]})
 
     summary = fit(objective, samples, config.backbone, out, validate=validate, resume=resume)
     if is_main_process():
@@ -246,8 +247,8 @@ def train_carry(
     net.carry.requires_grad_(True)
     net.carry.trust.requires_grad_(False)  # read by the gate only
 
-    def validate(step: int) -> tuple[dict[str, float], None]:
-        return numbers(objective(held_out, Draws.of(0, len(held_out["target"])))), None
+    def validate(step: int) -> Validation:
+        return Validation(numbers(objective(held_out, Draws.of(0, len(held_out["target"])))))
 
     summary = fit(objective, samples, config.carry, out, validate=validate, resume=resume)
     if is_main_process():
@@ -278,10 +279,10 @@ def sampled_validation(
     held_out: Batch,
     autoencoder: Autoencoder,
     sample: Callable[[Tensor, TeacherObjective], tuple[Tensor, Tensor]],
-) -> Callable[[int], tuple[dict[str, float], np.ndarray]]:
+) -> Validate:
     """Validation by sampling: latent error by region, mask IoU, and a contact sheet of two clips."""
 
-    def validate(step: int) -> tuple[dict[str, float], np.ndarray]:
+    def validate(step: int) -> Validation:
         inputs = objective.inputs(held_out, None)
         noise = Draws.of(0, len(inputs.target)).randn(*inputs.target.shape[1:])
         x0, logits = sample(noise.to(inputs.target.device), objective)
@@ -302,7 +303,7 @@ def sampled_validation(
                 frames = to_uint8(autoencoder.decode(latents[i : i + 1])[0])
                 rows.append((f"{name} {i}", frames.cpu().numpy()))
             rows.append((f"mask {i}", (logits[i, :, 0] > 0).cpu().numpy()))
-        return scalars, contact_sheet(rows)
+        return Validation(scalars, picture=contact_sheet(rows))
 
     return validate
 
