@@ -83,7 +83,7 @@ def teacher(config: Config, *, seed: int) -> Any:
     from genprop.teacher.objective import TeacherObjective
 
     config = config.model_copy(update={"net": config.net.model_copy(update={"gate": True})})
-    base = new_base(config.base, seed=0)
+    base = new_base(config.base, seed=int(os.environ.get("RANK", "0")))  # all get the first process's
     base.image_encoder.requires_grad_(False)  # as `load_base` has it
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -128,7 +128,7 @@ def work(config: Config, out: Path) -> None:
     os.environ["FSDP_VERSION"] = "2"
     for name, settings in RUNS.items():
         os.environ["ACCELERATE_USE_FSDP"] = str(name.startswith("fsdp")).lower()
-        train(config, out / name, settings, seed=rank)  # what trains starts as the first process has it
+        train(config, out / name, settings, seed=rank)  # all start as the first process does
     for name in ("ddp", "fsdp"):
         os.environ["ACCELERATE_USE_FSDP"] = str(name == "fsdp").lower()
         checkpoint = Path("checkpoints", "step-00000010")
@@ -140,7 +140,7 @@ def work(config: Config, out: Path) -> None:
 
 
 def start_two(config: Config, out: Path) -> None:
-    """Two processes with the environment that `accelerate launch --cpu` gives them."""
+    """Two nodes of one process each, with the environment that a launcher gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -154,7 +154,8 @@ def start_two(config: Config, out: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
@@ -163,7 +164,7 @@ def start_two(config: Config, out: Path) -> None:
         started = [
             subprocess.Popen(
                 [sys.executable, "-c", script],
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env={**environment, "RANK": str(rank)},
                 stdout=logs[rank],
                 stderr=subprocess.STDOUT,
             )

@@ -80,18 +80,18 @@ def check_sharding(config: TrainConfig) -> None:
 def shard(objective: nn.Module, device: torch.device) -> nn.Module:
     """A copy of `objective` on `device`, its parameters split among all processes.
 
-    Every process must hand in the same frozen weights; those that train are the first process's. A scalar
-    parameter becomes a vector of one, since FSDP2 has no shard of a scalar. Weights are gathered and
-    gradients reduced in the precision that they are stored in; a run's own precision is autocast's affair,
-    as without shards.
+    `objective` itself gets the first process's weights: others may have drawn other ones, or, where the
+    launcher saves memory, have read none. A scalar parameter becomes a vector of one in the copy, since
+    FSDP2 has no shard of a scalar. Weights are gathered and gradients reduced in the precision that they
+    are stored in; a run's own precision is autocast's affair, as without shards.
     """
+    for tensor in (*objective.parameters(), *objective.buffers()):
+        there = tensor.detach().to(device).contiguous()
+        dist.broadcast(there, src=0)
+        tensor.data.copy_(there)
     model = copy.deepcopy(objective)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.requires_grad:
-                there = parameter.detach().to(device)
-                dist.broadcast(there, src=0)
-                parameter.data.copy_(there)
             if parameter.ndim == 0:
                 vector = nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad)
                 setattr(module, name, vector)
