@@ -164,3 +164,14 @@ def test_the_blur_hides_what_is_inside_and_moves_no_cell_outside():
     assert float(hidden.max()) < 0.2 and torch.equal(hidden[mask == 0], source[mask == 0])
     level = torch.full_like(source, 0.7)
     torch.testing.assert_close(blur_inside(level, mask), level)
+
+
+def test_blurs_are_in_float32_under_autocast():
+    mask = torch.zeros(1, 2, 16, 16, dtype=torch.bool)
+    mask[..., 3:9, 5:11] = True
+    source = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = latent_mask(mask, (8, 8), kind="gaussian")
+    hidden = blur_inside(source, plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(latent_mask(mask, (8, 8), kind="gaussian"), plain)
+        assert torch.equal(blur_inside(source, plain), hidden)

@@ -24,9 +24,12 @@ from genprop.types import Cond
 def held_out(small_base: Base, small_config: Config) -> Batch:
     clips = PixelSamples(ProceduralClips(2, 0, frames=3, height=16, width=16))
     base, clip = small_base, small_config.clip
-    return default_collate(
+    batch = default_collate(
         [encode_sample(clips[i], base.autoencoder, base.image_encoder, clip) for i in range(2)]
     )
+    batch["mask"] = torch.zeros_like(batch["mask"])
+    batch["mask"][..., :8] = True  # the left half
+    return batch
 
 
 @pytest.fixture
@@ -60,8 +63,6 @@ def test_a_perfect_sample_is_perfect_by_every_measure(
 def test_an_error_counts_in_its_own_region(
     objective: TeacherObjective, held_out: Batch, small_base: Base
 ) -> None:
-    held_out["mask"] = torch.zeros_like(held_out["mask"])
-    held_out["mask"][..., :8] = True
     inputs = objective.inputs(held_out, None)
 
     def measured(region: Tensor) -> dict[str, float]:
@@ -95,10 +96,10 @@ def test_terms_are_the_mean_over_the_draws(objective: TeacherObjective, held_out
     assert one != several == term_validation(objective, held_out, draws=3)(5).scalars["loss"]
 
 
-def test_side_by_side_keeps_the_order_and_enlarges_masks() -> None:
+def test_side_by_side_keeps_the_order() -> None:
     clip = np.full((2, 4, 6, 3), 9, np.uint8)
-    mask = np.zeros((2, 2, 3), bool)
-    mask[:, 0, 0] = True
+    mask = np.zeros((2, 4, 6), bool)
+    mask[:, :2, :2] = True
     both = side_by_side([clip, mask], gap=1)
     assert both.shape == (2, 4, 13, 3)
     assert (both[:, :, :6] == 9).all() and (both[:, :, 6] == 255).all()

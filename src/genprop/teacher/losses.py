@@ -24,13 +24,14 @@ BLUR_CELLS = 2.0
 
 
 def blur(x_nchw: Tensor, *, deviation: float, radius: int) -> Tensor:
-    """A Gaussian over height and width, cut off at `radius`; beyond the border, the nearest."""
+    """A Gaussian over height and width, cut off at `radius`; beyond the border, the nearest. In float32."""
     taps = torch.arange(-radius, radius + 1, device=x_nchw.device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (taps / deviation) ** 2)
     kernel = kernel / kernel.sum()
-    single = x_nchw.flatten(0, 1).unsqueeze(1)
+    single = x_nchw.float().flatten(0, 1).unsqueeze(1)
     padded = F.pad(single, (radius,) * 4, mode="replicate")
-    blurred = F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    with torch.autocast(x_nchw.device.type, enabled=False):  # it would round a mask to 8 bits
+        blurred = F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
     return blurred.view_as(x_nchw)
 
 

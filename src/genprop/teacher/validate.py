@@ -18,10 +18,10 @@ from genprop.data.latents import Batch
 from genprop.draws import Draws
 from genprop.latents import Autoencoder
 from genprop.loop import Validate, Validation
-from genprop.metrics import RegionPsnr, RegionSsim
+from genprop.metrics import MaskIoU, RegionPsnr, RegionSsim
 from genprop.pixels import to_uint8
 from genprop.sheet import contact_sheet
-from genprop.teacher.losses import mask_iou, region_terms
+from genprop.teacher.losses import region_terms
 from genprop.teacher.objective import TeacherObjective
 from genprop.types import Cond
 
@@ -58,7 +58,7 @@ def sampled_validation(
         noise = Draws.of(0, len(inputs.target), device=device).randn(*inputs.target.shape[1:])
         x0, logits = sample(noise, inputs.cond)
         errors = region_terms((x0 - inputs.target)[:, 1:], inputs.mask[:, 1:], objective.config.loss)
-        psnr, ssim, shown = RegionPsnr(), RegionSsim(), []
+        psnr, ssim, iou, shown = RegionPsnr(), RegionSsim(), MaskIoU(), []
         for i, mask in enumerate(held_out["mask"].numpy()):
             frames = {
                 name: to_uint8(autoencoder.decode(latents[i : i + 1])[0]).cpu().numpy()
@@ -66,9 +66,12 @@ def sampled_validation(
             }
             psnr.add(frames["sample"], frames["truth"], mask)
             ssim.add(frames["sample"], frames["truth"], mask)
+            likely = F.interpolate(logits[i].sigmoid(), size=mask.shape[1:], mode="bilinear")[:, 0]
+            predicted = (likely > 0.5).cpu().numpy()
+            iou.add(predicted, mask)
             if i < SHOWN:
                 original = to_uint8(autoencoder.decode(inputs.cond.source[i : i + 1])[0]).cpu().numpy()
-                shown.append({"original": original, **frames, "mask": (logits[i, :, 0] > 0).cpu().numpy()})
+                shown.append({"original": original, **frames, "mask": predicted})
         terms = numbers(objective(batch, Draws.of(0, len(x0), device=device)))
         ratio = terms.pop("injection_ratio")
         if ratio > LOUD_INJECTION:
@@ -80,7 +83,7 @@ def sampled_validation(
             "keep_psnr": psnr.keep,
             "hole_ssim": ssim.hole,
             "keep_ssim": ssim.keep,
-            "iou": float(mask_iou(logits[:, 1:], inputs.mask[:, 1:])),
+            "iou": iou.value,
             "injection_ratio": ratio,
             **{f"loss/{name}": value for name, value in terms.items()},
         }
@@ -117,13 +120,11 @@ def numbers(terms: dict[str, Tensor]) -> dict[str, float]:
 
 
 def side_by_side(clips: list[np.ndarray], *, gap: int = 4) -> np.ndarray:
-    """Clips as one: uint8 `[T, H, W, 3]`, or masks `[T, h, w]`, which are brought to the clips' size."""
-    frames, height, width = clips[0].shape[:3]
-    white = np.full((frames, height, gap, 3), 255, np.uint8)
+    """Clips as one: uint8 `[T, H, W, 3]`, or masks, bool `[T, H, W]`."""
+    white = np.full((*clips[0].shape[:2], gap, 3), 255, np.uint8)
     row: list[np.ndarray] = []
     for clip in clips:
         if clip.dtype == bool:
-            large = F.interpolate(torch.from_numpy(clip)[:, None].float(), size=(height, width))[:, 0]
-            clip = np.repeat((large.numpy() * 255).astype(np.uint8)[..., None], 3, axis=-1)
+            clip = np.repeat(clip[..., None].astype(np.uint8) * 255, 3, axis=-1)
         row += [clip, white]
     return np.concatenate(row[:-1], axis=2)
