@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from genprop.console import AsJson, Overrides, Preset, log_to_stderr, print_json, say, stderr
 from genprop.errors import GenPropError
+
+if TYPE_CHECKING:
+    from genprop.teacher.plan import Plan
 
 DATA = (
     "procedural; a folder of triplets, DAVIS, YouTube-VOS or ROVI, or a split of one; or encoded samples. "
@@ -57,12 +60,7 @@ def train(
     settings = load_config(config, overrides or ())
     name = base if base is not None else settings.base.path
     if dry_run:
-        planned = plan(settings, stage=stage.value, base=name, how=here())
-        for table in planned.tables():
-            stderr.print(table)
-        if as_json:
-            print_json(planned.document())
-        return
+        return show(plan(settings, stage=stage.value, base=name, how=here()), as_json=as_json)
     check_folder(out)
     log_to_stderr()
     if name is None and stage is not Stage.autoencoder:
@@ -98,12 +96,7 @@ def distill(
 
     settings = load_config(config, overrides or ())
     if dry_run:
-        planned = plan_distillation(teacher, settings)
-        for table in planned.tables():
-            stderr.print(table)
-        if as_json:
-            print_json(planned.document())
-        return
+        return show(plan_distillation(teacher, settings), as_json=as_json)
     check_folder(out)
     log_to_stderr()
     summary = distill_teacher(
@@ -113,6 +106,14 @@ def distill(
     say(f"{made}: the student, after {summary['steps']} steps")
     if as_json:
         print_json({"out": made, **summary})
+
+
+def show(plan: Plan, *, as_json: bool) -> None:
+    """Parameters and memory, for a person and for a program."""
+    for table in plan.tables():
+        stderr.print(table)
+    if as_json:
+        print_json(plan.document())
 
 
 @data_app.command("encode")

@@ -19,7 +19,7 @@ from genprop.distill.texture import TextureReward
 from genprop.distill.trajectories import make_trajectories, trajectory
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
-from genprop.loop import check_run, fit, is_main_process
+from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
 from genprop.teacher.net import GenPropNet
@@ -27,7 +27,7 @@ from genprop.teacher.objective import TeacherObjective
 from genprop.teacher.plan import available_memory, check_fits
 from genprop.teacher.samples import latent_samples
 from genprop.teacher.unet import checkpoint_blocks
-from genprop.teacher.validate import sampled_validation
+from genprop.teacher.validate import beside, sampled_validation
 from genprop.types import Cond
 
 
@@ -59,11 +59,15 @@ def distill(
             "set both to 0, or hand a Reward to ConsistencyObjective in Python",
         )
     check_run(config.student, out, resume=resume)
+    if config.distill.refine_steps:
+        check_run(config.student, out / "refine", resume=resume)
     check_fits(plan_distillation(teacher, config), available_memory())
     bundle, net, base = load_model(teacher)
     config = of_teacher(config, bundle)
     rank, sampling = config.distill.adapter_rank, config.sampling
     samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
+    for module in (net, base.autoencoder, base.image_encoder):
+        module.to(process_state().device)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
     trajectories = make_trajectories(
         guided,
@@ -99,8 +103,10 @@ def distill(
     if not is_main_process():
         return summary
     student.eval()
-    cond = objective.region.inputs({name: value[:4] for name, value in held_out.items()}, None).cond
-    noise = torch.randn(cond.source.shape, generator=torch.Generator().manual_seed(0)).to(cond.source.device)
+    batch, device = beside(student, {name: value[:4] for name, value in held_out.items()})
+    net.to(device)
+    cond = objective.region.inputs(batch, None).cond
+    noise = torch.randn(cond.source.shape, generator=torch.Generator().manual_seed(0)).to(device)
     endpoint = trajectory(guided, noise, trajectory_grid(config), cond)[:, -1]
     candidates = karras_sigmas(12, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
     schedules, errors = search(
