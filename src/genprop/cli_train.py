@@ -54,6 +54,7 @@ def train(
     """Train the teacher (carry first, where it has one), or a base of your own (autoencoder, backbone)."""
     from genprop.checkpoint import check_folder
     from genprop.config import load_config
+    from genprop.loop import is_main_process
     from genprop.teacher.plan import here, plan
     from genprop.teacher.train import train as train_stage
 
@@ -71,6 +72,8 @@ def train(
     summary = train_stage(
         stage.value, settings, data=data or ["procedural"], base=name, out=out, start=start, resume=resume
     )
+    if not is_main_process():
+        return
     made = str(out / ("teacher" if stage in (Stage.carry, Stage.teacher) else "base"))
     say(f"{made}: the {stage.value}, after {summary['steps']} steps")
     if as_json:
@@ -93,6 +96,7 @@ def distill(
     from genprop.config import load_config
     from genprop.distill.plan import plan_distillation
     from genprop.distill.train import distill as distill_teacher
+    from genprop.loop import is_main_process
 
     settings = load_config(config, overrides or ())
     if dry_run:
@@ -102,6 +106,8 @@ def distill(
     summary = distill_teacher(
         teacher, settings, data=data or ["procedural"], out=out, start=start, resume=resume
     )
+    if not is_main_process():
+        return
     made = str(out / "student")
     say(f"{made}: the student, after {summary['steps']} steps")
     if as_json:
