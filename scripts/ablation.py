@@ -3,7 +3,7 @@
     genprop data encode procedural --base tiny-base --out runs/latents
     python scripts/ablation.py --latents runs/latents --out runs/ablation --steps 600 --batch 4 --jobs 2
 
-Each variant is a list of settings over REFERENCE, which is the report's network over the embedded base. It is
+Each variant is a list of settings over REFERENCE, the paper's network over the embedded base. It is
 trained with the same seed on the same samples for the same number of updates, by the package's own training,
 written as a bundle, read again, and sampled on unseen procedural clips that every variant shares, noise
 included. One more row is the reference with another seed: differences below that one mean nothing.
@@ -26,11 +26,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# The report's network, at the size of `tiny`. L_grad costs a third of an update: it has rows of its own.
+# The paper's network (skips, fusion), at the size of `tiny`. L_grad costs a third of an update, and has its
+# own rows.
 REFERENCE = ("net.gate=false", "net.carry=0", "loss.gradient=0.0")
 
+# The course report's final design (its gate and conditions have rows of their own).
+REPORT = ("sce.injection=blocks", "sce.fusion=none", "sce.norm=true", "loss.downsample=nearest")
+
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "reference": ("the report's design, injection alive", ()),
+    "reference": ("reference: skips, fused, alive", ()),
+    "report": ("the report: blocks, unfused, GroupNorm, nearest", REPORT),
+    "report-dead": ("the report as published: the same, dead", (*REPORT, "sce.zero=both")),
     "seed": ("the same, another seed", ("teacher.seed=1",)),
     "dead": ("injection dead (convolution and norm zeroed)", ("sce.norm=true", "sce.zero=both")),
     "norm": ("injection with GroupNorm", ("sce.norm=true",)),
