@@ -38,7 +38,10 @@ TASKS = ("remove", "insert", "track", "deblur")
 
 
 def time_ids(clip: ClipConfig, task: str | None = None) -> Tensor:
-    """SVD's micro-conditioning (fps - 1, motion bucket, noise augmentation), `[3]`; with a task, `[4]`."""
+    """SVD's micro-conditioning (fps - 1, motion bucket, noise augmentation), `[3]`.
+
+    With a task, its index in `TASKS` comes last, `[4]`: what networks with `net.tasks` read.
+    """
     values = [clip.fps - 1, clip.motion_bucket, clip.noise_aug]
     return torch.tensor(values if task is None else [*values, TASKS.index(task)], dtype=torch.float32)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from genprop.config import Config
-from genprop.data.latents import Batch, PixelSamples, encode_sample, fingerprint, render_frames, time_ids
+from genprop.data.latents import Batch, PixelSamples, encode_sample, fingerprint, render_frames
 from genprop.pixels import to_pixels
 from genprop.teacher.base import Base
-from genprop.types import TASKS
+from genprop.types import TASKS, time_ids
 
 SIZE = 16
 

@@ -12,13 +12,12 @@ from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor, nn
 
 from genprop.config import ClipConfig, NetConfig, SceConfig
-from genprop.data.latents import time_ids
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.pixels import to_pixels
 from genprop.sampling import euler
 from genprop.teacher.base import Base, load_base
 from genprop.teacher.net import GenPropNet
-from genprop.types import Cond
+from genprop.types import Cond, time_ids
 
 FRAMES, STEPS, SEED = 4, 6, 11
 CLIP = ClipConfig(frames=FRAMES, height=32, width=48, fps=7, motion_bucket=127, noise_aug=0.02)

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from genprop.config import Config, TrainConfig, load_config
 from genprop.errors import GenPropError
 from genprop.teacher.base import Base, new_base, save_base
+from genprop.teacher.fits import available_memory, check_fits
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.outline import ENCODE, SAMPLE, Call, How, Stage, Training, architecture, outline
-from genprop.teacher.plan import STEP, Plan, Use, available_memory, check_fits, here, make_plan, plan
+from genprop.teacher.plan import STEP, Plan, Use, here, make_plan, plan
 from genprop.teacher.trace import Tracker, fake_tensors, trace_step
 from genprop.teacher.unet import checkpoint_blocks, recompute
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from genprop.config import ClipConfig
 from genprop.latents import Autoencoder, ImageEncoder
 from genprop.pixels import to_pixels
-from genprop.types import TASKS, EditSample
+from genprop.types import TASKS, EditSample, time_ids
 
 Batch = dict[str, Tensor]
 """`source`, `target` scaled latents `[B, T, C, h, w]`; `first`, `source_first` unscaled latents of the
@@ -84,17 +84,6 @@ def encode_sample(
         "mask": pixels["mask"],
         "added_time_ids": time_ids(clip, TASKS[int(pixels["task"])]).to(device),
     }
-
-
-def time_ids(clip: ClipConfig, task: str | None = None) -> Tensor:
-    """SVD's micro-conditioning (fps - 1, motion bucket, noise augmentation), `[3]`.
-
-    With a task, its index in `types.TASKS` comes last, `[4]`: what networks with `net.tasks` read.
-    """
-    numbers = [clip.fps - 1, clip.motion_bucket, clip.noise_aug]
-    if task is not None:
-        numbers.append(TASKS.index(task))
-    return torch.tensor(numbers, dtype=torch.float32)
 
 
 def fingerprint(module: Autoencoder | ImageEncoder) -> str:

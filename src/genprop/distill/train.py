@@ -22,9 +22,9 @@ from genprop.errors import GenPropError
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
+from genprop.teacher.fits import available_memory, check_fits
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
-from genprop.teacher.plan import available_memory, check_fits
 from genprop.teacher.samples import latent_samples
 from genprop.teacher.unet import checkpoint_blocks
 from genprop.teacher.validate import beside, sampled_validation

@@ -20,9 +20,10 @@ from genprop.errors import GenPropError
 from genprop.loop import check_run, fit, is_main_process
 from genprop.sampling import euler
 from genprop.teacher.base import Base, load_base
+from genprop.teacher.fits import available_memory, check_fits
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import CarryObjective, TeacherObjective
-from genprop.teacher.plan import available_memory, check_fits, here, plan
+from genprop.teacher.plan import here, plan
 from genprop.teacher.samples import Samples, training_samples
 from genprop.teacher.train_base import train_autoencoder, train_backbone
 from genprop.teacher.unet import checkpoint_blocks
