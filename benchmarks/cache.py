@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from genprop.bundle import locate
-from genprop.config import Config, TrainConfig, load_config
+from genprop.config import Config, load_config
 from genprop.data.encode import encode_dataset
 from genprop.data.latents import PixelSamples
 from genprop.data.mixture import EditClips
@@ -37,6 +37,7 @@ from genprop.data.procedural import ProceduralClips
 from genprop.data.sources import open_source
 from genprop.data.triplets import FOLDERS
 from genprop.loop import fit
+from genprop.settings import TrainConfig
 from genprop.teacher.base import Base, load_base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective

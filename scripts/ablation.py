@@ -120,7 +120,6 @@ def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> 
     import torch
     from torch.utils.data import default_collate
 
-    from genprop.config import LossConfig
     from genprop.data.latents import PixelSamples, encode_sample
     from genprop.draws import Draws
     from genprop.edm import Guided, NetDenoiser, karras_sigmas
@@ -128,6 +127,7 @@ def measure(net: Any, base: Any, config: Any, *, clips: int, batch: int = 4) -> 
     from genprop.metrics import MaskIoU, RegionPsnr, Sharpness
     from genprop.runtime.composite import upsample_mask
     from genprop.sampling import euler
+    from genprop.settings import LossConfig
     from genprop.teacher.losses import latent_mask, region_terms
     from genprop.teacher.objective import TeacherObjective
 

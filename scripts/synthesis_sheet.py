@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from genprop.config import SynthesisConfig
 from genprop.data.procedural import make_sample
 from genprop.data.synthesis import colour_fill, copy_paste, mask_fill, masked_blur
+from genprop.settings import SynthesisConfig
 from genprop.sheet import contact_sheet
 from genprop.types import MaskedClip
 from genprop.video import read_clip, read_mask_clip, write_image

@@ -26,10 +26,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, default_collate
 
 from genprop.checkpoint import list_checkpoints
-from genprop.config import Config, TrainConfig
+from genprop.config import Config
 from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.loop import Validation, check_run, fit, is_main_process
+from genprop.settings import TrainConfig
 from genprop.sharding import local, shard, shard_like, whole
 
 Floats = dict[str, Tensor]

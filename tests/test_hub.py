@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genprop.bundle import check_base, read_bundle, write_bundle
-from genprop.config import BaseConfig, Config
+from genprop.config import Config
 from genprop.errors import GenPropError
 from genprop.hub import base_sha256, check_layout, locate_base, weight_files
+from genprop.settings import BaseConfig
 from genprop.teacher.base import Base, load_base, save_base
 
 HUB_ID = "acme/video-model"

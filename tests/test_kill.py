@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch, torch.utils.tensorboard
 from test_loop import Regression, points
-from genprop.config import TrainConfig
+from genprop.settings import TrainConfig
 from genprop.loop import fit
 
 torch.set_num_threads(1)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genprop.checkpoint import list_checkpoints
-from genprop.config import TrainConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.loop import Validation, check_run, fit
 from genprop.optimizer import adamw, ema_decay, learning_rate
+from genprop.settings import TrainConfig
 from genprop.stream import Batches, sample_seeds
 from genprop.trained import swapped
 from genprop.video import read_clip
@@ -201,7 +201,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_loop import Regression, points
-from genprop.config import TrainConfig
+from genprop.settings import TrainConfig
 from genprop.loop import fit
 
 class Killed(Regression):

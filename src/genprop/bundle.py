@@ -25,9 +25,10 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genprop.config import Config, Model
+from genprop.config import Config
 from genprop.errors import GenPropError
 from genprop.hub import EMBEDDED, base_sha256, locate, locate_base, sha256
+from genprop.settings import Model
 
 
 class Card(Model):

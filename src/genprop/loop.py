@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from genprop.checkpoint import check_folder, checkpoint_to_resume, open_run
-from genprop.config import TrainConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.optimizer import bitsandbytes, learning_rate
 from genprop.runlog import RunLog, wandb
+from genprop.settings import TrainConfig
 from genprop.sharding import check_sharding, is_asked_for
 from genprop.stream import Batches, sample_seeds
 from genprop.trained import Trained, trainable

@@ -11,9 +11,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from genprop.config import Config, Model
+from genprop.config import Config
 from genprop.errors import GenPropError
 from genprop.hub import sha256
+from genprop.settings import Model
 
 FILE = "manifest.json"
 FRAMES = "frames"

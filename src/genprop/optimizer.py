@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from genprop.config import TrainConfig
 from genprop.errors import GenPropError
+from genprop.settings import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -20,8 +20,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genprop.config import TrainConfig
 from genprop.errors import GenPropError
+from genprop.settings import TrainConfig
 from genprop.video import write_clip
 
 logger = logging.getLogger(__name__)

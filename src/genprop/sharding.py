@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from genprop.config import TrainConfig
 from genprop.errors import GenPropError
+from genprop.settings import TrainConfig
 
 BLOCKS = frozenset(
     {

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from genprop.config import TrainConfig
+from genprop.settings import TrainConfig
 
 
 def sample_seeds(config: TrainConfig, *, step: int, process: int, processes: int, micro: int) -> list[int]:

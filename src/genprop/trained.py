@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genprop.checkpoint import load_checkpoint, read_state, save_checkpoint
-from genprop.config import TrainConfig
 from genprop.optimizer import adamw, ema_decay, learning_rate
+from genprop.settings import TrainConfig
 from genprop.sharding import is_sharded, local, shard, whole
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genprop.config import ClipConfig
+from genprop.settings import ClipConfig
 
 
 @dataclass(frozen=True)

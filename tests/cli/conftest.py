@@ -78,9 +78,9 @@ sigma_max = 80.0
 steps = 2
 
 [distill]
-adapter_rank = 2
+adapter.rank = 2
 trajectories = 4
-trajectory_nodes = 2
+nodes = 2
 
 [data]
 count = 18

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from torch.utils.data import Dataset
 
-from genprop.config import ClipConfig
 from genprop.data import encode as data_encode
 from genprop.data.encode import encode_dataset
 from genprop.data.shards import LatentFolder
+from genprop.settings import ClipConfig
 from genprop.teacher.base import Base
 from genprop.types import EditSample
 from genprop.video import write_clip

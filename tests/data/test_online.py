@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from genprop.config import Config, TrainConfig
+from genprop.config import Config
 from genprop.data.latents import Batch, PixelSamples
 from genprop.data.online import EncodedObjective
 from genprop.data.shards import LatentFolder
 from genprop.draws import Draws
 from genprop.loop import fit
+from genprop.settings import TrainConfig
 from genprop.teacher.base import Base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genprop.config import SynthesisConfig
 from genprop.data.cutout import SEEN, Cutout, cut_out, fit, in_view, place
 from genprop.data.shadow import CastShadow, cast, draw_shadow
 from genprop.data.synthesis import colour_fill, copy_paste, draw_edit, draw_task, mask_fill, masked_blur
 from genprop.errors import GenPropError
+from genprop.settings import SynthesisConfig
 from genprop.types import TASKS, EditSample, MaskedClip
 from genprop.video import read_clip
 

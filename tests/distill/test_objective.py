@@ -126,7 +126,7 @@ def test_node_to_node_consistency_reaches_the_solution_of_the_ode(tmp_path):
 
 
 def test_trajectory_targets_reach_the_solution_of_the_ode(tmp_path):
-    config = configuration("distill.trajectory_nodes=100")
+    config = configuration("distill.nodes=100")
     sigmas = grid(configuration("distill.nodes=100"))
     noise = torch.randn(512, *SHAPE, generator=torch.Generator().manual_seed(1))
     nodes = trajectory(gaussian_teacher, noise, sigmas, conditions(512))
@@ -178,7 +178,7 @@ def test_pseudo_huber_is_square_near_zero_and_absolute_far_away():
 
 
 def test_a_reward_is_subtracted():
-    config = configuration("distill.trajectory_nodes=4")
+    config = configuration("distill.nodes=4")
     noise = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
     nodes = trajectory(gaussian_teacher, noise, grid(configuration("distill.nodes=4")), conditions(4))
     batch = torch.utils.data.default_collate(samples(4, nodes))

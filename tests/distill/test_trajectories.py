@@ -80,9 +80,9 @@ def test_stored_trajectories_are_resumed_and_reproducible(tmp_path, small_base, 
 
 
 def test_the_grid_of_the_preset_ends_in_zero():
-    from genprop.distill.objective import trajectory_grid
+    from genprop.distill.objective import grid
 
     config = load_config("tiny")
-    sigmas = trajectory_grid(config)
-    assert len(sigmas) == config.distill.trajectory_nodes + 1
+    sigmas = grid(config)
+    assert len(sigmas) == config.distill.nodes + 1
     assert sigmas[-1] == 0 and float(sigmas[0]) == config.sampling.sigma_max

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genprop.bundle import Bundle, read_bundle, write_bundle
-from genprop.config import ClipConfig, Config
+from genprop.config import Config
 from genprop.data.procedural import ProceduralClips
 from genprop.edm import precondition
 from genprop.errors import GenPropError
@@ -25,6 +25,7 @@ from genprop.evaluate.report import Report
 from genprop.export.manifest import versions, weight_hashes
 from genprop.manifest import FILE, Manifest
 from genprop.runtime.backends import Stages
+from genprop.settings import ClipConfig
 from genprop.types import EditSample, NetOut
 
 CONFIG = Config(name="fake", clip=ClipConfig(frames=3, height=16, width=16, noise_aug=0.0))

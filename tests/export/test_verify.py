@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
-from genprop.config import ClipConfig, Config, SamplingConfig
+from genprop.config import Config
 from genprop.edm import karras_sigmas
 from genprop.errors import GenPropError
 from genprop.export.onnx import Decoder, Encoder, export_graph
@@ -27,6 +27,7 @@ from genprop.export.verify import (
     sigmas_to_verify,
 )
 from genprop.manifest import GraphSpec, Parity, TensorSpec
+from genprop.settings import ClipConfig, SamplingConfig
 from genprop.teacher.base import new_base
 
 Stages = dict[str, tuple[Path, nn.Module, GraphSpec]]

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genprop.bundle import write_bundle
-from genprop.config import Config, SamplingConfig, load_config
+from genprop.config import Config, load_config
 from genprop.edm import karras_sigmas, velocity_target
 from genprop.errors import GenPropError
 from genprop.pixels import to_pixels
 from genprop.runtime.backends import Stages
 from genprop.runtime.propagate import Model, load, sample_window
 from genprop.runtime.sample import schedule
+from genprop.settings import SamplingConfig
 from genprop.student.clone import trained_tensors
 from genprop.teacher.base import Base, save_base
 from genprop.teacher.net import GenPropNet

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genprop.config import NetConfig, SceConfig
+from genprop.settings import NetConfig, SceConfig
 from genprop.student.clone import clone
 from genprop.teacher.base import Base
 from genprop.teacher.net import GenPropNet

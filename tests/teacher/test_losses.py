@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from genprop.config import LossConfig
 from genprop.draws import Draws
+from genprop.settings import LossConfig
 from genprop.teacher.losses import (
     blur_inside,
     gradient_loss,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genprop.config import NetConfig, SceConfig
 from genprop.edm import NetDenoiser
+from genprop.settings import NetConfig, SceConfig
 from genprop.teacher.base import Base
 from genprop.teacher.mpd import MaskPredictionDecoder
 from genprop.teacher.net import GenPropNet

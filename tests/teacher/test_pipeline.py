@@ -11,10 +11,10 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor, nn
 
-from genprop.config import ClipConfig, NetConfig, SceConfig
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.pixels import to_pixels
 from genprop.sampling import euler
+from genprop.settings import ClipConfig, NetConfig, SceConfig
 from genprop.teacher.base import Base, load_base
 from genprop.teacher.net import GenPropNet
 from genprop.types import Cond, time_ids

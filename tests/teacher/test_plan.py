@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genprop.config import Config, TrainConfig, load_config
+from genprop.config import Config, load_config
 from genprop.errors import GenPropError
+from genprop.settings import TrainConfig
 from genprop.teacher.base import Base, new_base, save_base
 from genprop.teacher.fits import available_memory, check_fits
 from genprop.teacher.net import GenPropNet

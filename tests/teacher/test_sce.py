@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genprop.config import Config, NetConfig, SceConfig
+from genprop.config import Config
 from genprop.errors import GenPropError
+from genprop.settings import NetConfig, SceConfig
 from genprop.teacher.base import Base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.sce import Injection, Seen, SelectiveContentEncoder

@@ -10,11 +10,12 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
-from genprop.config import Config, NetConfig, NoiseConfig, SceConfig, parse_config
+from genprop.config import Config, parse_config
 from genprop.data.latents import Batch
 from genprop.draws import Draws
 from genprop.edm import NetDenoiser
 from genprop.errors import GenPropError
+from genprop.settings import NetConfig, NoiseConfig, SceConfig
 from genprop.student.clone import load_model
 from genprop.teacher.adapters import CtrlAdapter, freeze, inverse_timestep
 from genprop.teacher.base import Base, save_base

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from genprop.config import ClipConfig
 from genprop.data.jobs import Job, encode_here, encode_in_processes
 from genprop.data.latents import PixelSamples, fingerprint
 from genprop.data.shards import FORMAT, SHARD, LatentFolder, locate_samples, read_index, shard_path
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder, ImageEncoder
+from genprop.settings import ClipConfig
 from genprop.types import EditSample
 
 LOG_SECONDS = 10.0

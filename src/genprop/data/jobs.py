@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from genprop.config import ClipConfig
 from genprop.data.latents import Batch, PixelSamples, encode_sample
 from genprop.data.shards import AGAIN, shard_path, write_shard
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder, ImageEncoder
+from genprop.settings import ClipConfig
 from genprop.types import TASKS
 
 START = "spawn"

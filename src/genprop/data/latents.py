@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from genprop.config import ClipConfig
 from genprop.latents import Autoencoder, ImageEncoder
 from genprop.pixels import to_pixels
+from genprop.settings import ClipConfig
 from genprop.types import TASKS, EditSample, time_ids
 
 Batch = dict[str, Tensor]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genprop.config import ClipConfig
 from genprop.data.latents import Batch, encode_sample
 from genprop.draws import Draws
 from genprop.latents import Autoencoder, ImageEncoder
+from genprop.settings import ClipConfig
 
 
 class EncodedObjective(nn.Module):

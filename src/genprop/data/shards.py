@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.utils.data import Dataset
 
-from genprop.config import ClipConfig
 from genprop.data.latents import Batch, fingerprint
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder, ImageEncoder
+from genprop.settings import ClipConfig
 
 FORMAT = 2
 """1 was bare safetensors files of 64 samples each, without image embeddings and tasks."""

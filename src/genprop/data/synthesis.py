@@ -24,11 +24,11 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from genprop.config import SynthesisConfig
 from genprop.data.cutout import cut_out, fit, in_view, place
 from genprop.data.procedural import VISIBLE
 from genprop.data.shadow import cast, draw_shadow
 from genprop.errors import GenPropError
+from genprop.settings import SynthesisConfig
 from genprop.types import TASKS, EditSample, MaskedClip
 
 LINES = 256

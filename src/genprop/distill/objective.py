@@ -40,15 +40,9 @@ def pseudo_huber(error: Tensor, c: float) -> Tensor:
 
 
 def grid(config: Config) -> Tensor:
-    """The Karras nodes of node-to-node consistency, and 0. `[nodes + 1]`."""
+    """The Karras nodes of trajectories and of consistency, and 0. `[nodes + 1]`."""
     s = config.sampling
     return karras_sigmas(config.distill.nodes, sigma_min=s.sigma_min, sigma_max=s.sigma_max, rho=s.rho)
-
-
-def trajectory_grid(config: Config) -> Tensor:
-    """The nodes of the stored trajectories, and 0. `[trajectory_nodes + 1]`."""
-    s, nodes = config.sampling, config.distill.trajectory_nodes
-    return karras_sigmas(nodes, sigma_min=s.sigma_min, sigma_max=s.sigma_max, rho=s.rho)
 
 
 @torch.no_grad()
@@ -118,7 +112,7 @@ class ConsistencyObjective(nn.Module):
         distill, student = self.config.distill, self.region.net
         inputs = self.region.inputs(batch, None)
         count, device = len(inputs.target), inputs.target.device
-        sigmas = (trajectory_grid if "trajectory" in batch else grid)(self.config).to(device)
+        sigmas = grid(self.config).to(device)
         node = draws.randint(len(sigmas) - 1)
         top = draws.rand() < distill.top_share
         node = torch.where(top, 0, node)

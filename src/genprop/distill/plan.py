@@ -63,8 +63,8 @@ def outline_student(config: Config, how: How) -> Training:
     base, sampling = frozen_base(config, how), config.sampling
     net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(False)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
-    student = clone(net, rank=config.distill.adapter_rank)
-    weight = config.distill.texture_reward
+    student = clone(net, rank=config.distill.adapter.rank)
+    weight = config.distill.rewards.texture.weight
     rewards = {"texture": (weight, TextureReward(base.autoencoder))} if weight else {}
     objective = ConsistencyObjective(student, base.image_encoder, config, rewards=rewards)
     region, count = TeacherObjective(net, base.image_encoder, config), min(SHARD, config.distill.trajectories)
@@ -84,7 +84,7 @@ def outline_student(config: Config, how: How) -> Training:
             config,
             base,
             config.student,
-            trajectory=(config.distill.trajectory_nodes + 1, *latents),
+            trajectory=(config.distill.nodes + 1, *latents),
         ),
         calls | validation(config, base, objective.region, NetDenoiser(student)),
     )

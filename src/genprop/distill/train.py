@@ -12,13 +12,12 @@ from torch import Tensor
 
 from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
-from genprop.distill.objective import ConsistencyObjective, trajectory_grid
+from genprop.distill.objective import ConsistencyObjective, grid
 from genprop.distill.plan import of_teacher, plan_distillation
 from genprop.distill.schedule import search
 from genprop.distill.texture import TextureReward
 from genprop.distill.trajectories import make_trajectories, trajectory
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
-from genprop.errors import GenPropError
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
@@ -42,29 +41,18 @@ def distill(
 ) -> dict[str, Any]:
     """Distil `teacher` into `out/student`.
 
-    Trajectory targets first (`student.steps` updates), then node-to-node consistency
-    (`distill.refine_steps`).
-
     Args:
         data: as for training.
         start: a student to go on from, instead of a clone of the teacher.
 
     Raises:
-        GenPropError: `teacher` is not a teacher; a reward model is switched on (none is built in yet).
+        GenPropError: `teacher` is not a teacher.
     """
-    if config.distill.image_reward or config.distill.video_reward:
-        raise GenPropError(
-            f"distill.image_reward is {config.distill.image_reward} and distill.video_reward is "
-            f"{config.distill.video_reward}, but this version has no reward model: expected 0",
-            "set both to 0, or hand a Reward to ConsistencyObjective in Python",
-        )
     check_run(config.student, out, resume=resume)
-    if config.distill.refine_steps:
-        check_run(config.student, out / "refine", resume=resume)
     check_fits(plan_distillation(teacher, config), available_memory())
     bundle, net, base = load_model(teacher)
     config = of_teacher(config, bundle)
-    rank, sampling = config.distill.adapter_rank, config.sampling
+    rank, sampling = config.distill.adapter.rank, config.sampling
     samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
     for module in (net, base.autoencoder, base.image_encoder):
         module.to(process_state().device)
@@ -73,7 +61,7 @@ def distill(
         guided,
         TeacherObjective(net, base.image_encoder, config),
         samples,
-        trajectory_grid(config),
+        grid(config),
         out / "trajectories",
         count=config.distill.trajectories,
         seed=config.student.seed,
@@ -84,7 +72,7 @@ def distill(
         checkpoint_blocks(student)
     if start is not None:
         restore(student, start)
-    texture = config.distill.texture_reward
+    texture = config.distill.rewards.texture.weight
     rewards = {"texture": (texture, TextureReward(base.autoencoder))} if texture else {}
     objective = ConsistencyObjective(student, base.image_encoder, config, teacher=guided, rewards=rewards)
     sigmas = torch.tensor([sampling.sigma_max, 0.0])
@@ -94,11 +82,6 @@ def distill(
 
     validate = sampled_validation(objective.region, held_out, base.autoencoder, sample)
     summary = fit(objective, trajectories, config.student, out, validate=validate, resume=resume)
-    if config.distill.refine_steps:
-        refining = config.student.model_copy(update={"steps": config.distill.refine_steps})
-        summary["refine"] = fit(
-            objective, samples, refining, out / "refine", validate=validate, resume=resume
-        )
 
     if not is_main_process():
         return summary
@@ -107,7 +90,7 @@ def distill(
     net.to(device)
     cond = objective.region.inputs(batch, None).cond
     noise = torch.randn(cond.source.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    endpoint = trajectory(guided, noise, trajectory_grid(config), cond)[:, -1]
+    endpoint = trajectory(guided, noise, grid(config), cond)[:, -1]
     candidates = karras_sigmas(12, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
     schedules, errors = search(
         NetDenoiser(student), noise, endpoint, cond, candidates, sigma_max=sampling.sigma_max
@@ -135,7 +118,7 @@ def write_student(
     sigmas: dict[int, tuple[float, ...]],
 ) -> Bundle:
     """A student's bundle: content encoder, mask decoder, and the LoRA or the whole backbone."""
-    rank, dtype = config.distill.adapter_rank, config.base.dtype
+    rank, dtype = config.distill.adapter.rank, config.base.dtype
     return write_bundle(
         folder,
         kind="student",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from genprop.bundle import read_bundle
-from genprop.config import ClipConfig
 from genprop.data.procedural import ProceduralClips
 from genprop.errors import GenPropError
 from genprop.evaluate.baselines import BASELINES
@@ -23,6 +22,7 @@ from genprop.export.manifest import versions, weight_hashes
 from genprop.export.onnx import export_onnx
 from genprop.manifest import is_export, read_manifest
 from genprop.runtime.backends import open_stages
+from genprop.settings import ClipConfig
 from genprop.video import check_output
 
 DEMO_SEED = 20_000

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, FiniteFloat
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from genprop.config import Model
+from genprop.settings import Model
 
 
 def _finite(value: float | None) -> float | None:

@@ -6,8 +6,8 @@ takes any number, because it is run on a few frames at a time, and encodes the s
 
 from __future__ import annotations
 
-from genprop.config import ClipConfig
 from genprop.manifest import FRAMES, GraphSpec, TensorSpec
+from genprop.settings import ClipConfig
 
 DENOISER = "denoiser"
 ENCODER = "autoencoder_encoder"

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from genprop.config import SamplingConfig
 from genprop.edm import karras_sigmas
 from genprop.errors import GenPropError
 from genprop.export.spec import DENOISER
 from genprop.manifest import GraphSpec, Parity
+from genprop.settings import SamplingConfig
 from genprop.types import TASKS
 
 TOLERANCE = 1e-4

@@ -21,8 +21,8 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genprop.config import NoiseConfig, SceConfig
 from genprop.errors import GenPropError
+from genprop.settings import NoiseConfig, SceConfig
 from genprop.teacher.sce import Injection, Place, SceOut, Seen, skips_of
 from genprop.teacher.unet import Backbone, run_block
 

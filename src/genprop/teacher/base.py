@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from genprop.config import BaseConfig, Config, NoiseConfig
+from genprop.config import Config
 from genprop.data.latents import Batch
 from genprop.draws import Draws
 from genprop.edm import add_noise, precondition, sample_sigma, velocity_target
@@ -27,6 +27,7 @@ from genprop.errors import GenPropError
 from genprop.hub import PARTS, check_layout, locate_base, weight_files
 from genprop.latents import Autoencoder, ImageEncoder
 from genprop.pixels import to_pixels
+from genprop.settings import BaseConfig, NoiseConfig
 from genprop.teacher.losses import texture_error
 from genprop.teacher.unet import Backbone
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genprop.config import LossConfig
 from genprop.draws import Draws
+from genprop.settings import LossConfig
 
 BLUR_CELLS = 2.0
 """Deviation, in latent cells, of the blur of `blur_inside`."""

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genprop.config import NetConfig, SceConfig
 from genprop.errors import GenPropError
+from genprop.settings import NetConfig, SceConfig
 from genprop.teacher.adapters import ConvAdapter, CtrlAdapter
 from genprop.teacher.carry import Carried, Carry
 from genprop.teacher.gate import MaskGate

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from genprop.config import BaseConfig, Config, TrainConfig
+from genprop.config import Config
 from genprop.data.latents import Batch
 from genprop.draws import Draws
 from genprop.edm import Denoiser, Guided, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.hub import EMBEDDED, HUB_ID, PARTS, locate
+from genprop.settings import BaseConfig, TrainConfig
 from genprop.teacher.base import AutoencoderObjective, BackboneObjective, Base, new_base
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import CarryObjective, TeacherObjective

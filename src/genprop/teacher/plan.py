@@ -21,7 +21,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from genprop.config import Config, TrainConfig
+from genprop.config import Config
+from genprop.settings import TrainConfig
 from genprop.sharding import BLOCKS as SHARDED
 from genprop.sharding import is_asked_for
 from genprop.teacher.outline import How, Stage, Training, architecture, outline

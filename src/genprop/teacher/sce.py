@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genprop.config import SceConfig
 from genprop.errors import GenPropError
+from genprop.settings import SceConfig
 from genprop.teacher.unet import Backbone, Body, Stem, run_block
 
 Place = Literal["skips", "blocks", "stem"]

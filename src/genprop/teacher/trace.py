@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from genprop.config import TrainConfig
+from genprop.settings import TrainConfig
 
 ACTIVATIONS, TEMPORARY, GRADIENTS = "activations", "temporary", "gradients"
 

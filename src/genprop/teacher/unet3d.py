@@ -14,7 +14,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genprop.config import SceConfig
+from genprop.settings import SceConfig
 from genprop.teacher.sce import Place, SceOut, Seen
 from genprop.teacher.unet import Backbone, Body
 

@@ -1,0 +1,1 @@
+"""Rewards: differentiable scores of the frames that a student makes."""
