@@ -1,37 +1,36 @@
-"""Consistency distillation in sigma space, with the region-aware loss (design: "Distillation").
+"""Consistency distillation in sigma space, with region-aware loss, rewards and an adversary.
 
-    L = L_cd + w_region L_RA - w_image J_image - w_video J_video
+    L = L_cd + w_region L_RA + w_adv L_adv - sum_r w_r J_r          (design: "Distillation")
 
-A student f is pulled to one answer along each of the teacher's trajectories. From node i the guided
-teacher goes k Euler steps on, and f(x_i) is pulled to f(x_{i+k}) without gradient (Song et al. 2023,
-eq. 10); where the trajectory ends the target is the teacher's own x0. With k = 0, the whole rest of the
-trajectory, the target is the teacher's endpoint at every node. f is the student's `Denoiser`, whose EDM
-form has f(x, 0) = x already.
+A student f is pulled to one answer along each of the teacher's trajectories (`targets.py`). f is the student's
+`Denoiser`, whose EDM form has f(x, 0) = x already. Region-aware loss, rewards and adversary are all on the x0
+that the consistency term computes: one evaluation of the student with gradient in each update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from genprop.config import Config
 from genprop.data.latents import Batch
+from genprop.distill.adversarial import AdversarialTerm
+from genprop.distill.rewards.terms import RewardTerms
+from genprop.distill.targets import Asked, grid, land, phase_of, stepped_target, stored_target, whole_share
 from genprop.draws import Draws
-from genprop.edm import Denoiser, NetDenoiser, add_noise, karras_sigmas, precondition
+from genprop.edm import Denoiser, Guided, NetDenoiser, add_noise, precondition
 from genprop.latents import ImageEncoder
-from genprop.sampling import euler_step
+from genprop.loop import OwnOptimizer
 from genprop.teacher.net import GenPropNet
-from genprop.teacher.objective import Inputs, TeacherObjective
-from genprop.types import Cond
+from genprop.teacher.objective import TeacherObjective
+from genprop.types import NetOut
 
-
-class Reward(Protocol):
-    """A differentiable score of the student's x0, `(x0, inputs) -> [B]`; higher is better."""
-
-    def __call__(self, x0: Tensor, inputs: Inputs) -> Tensor: ...
+SNR_CUT = 5.0
+"""Above it the weight `1 / s^2 + 1` grows no further (min-SNR, Hang et al. 2023)."""
 
 
 def pseudo_huber(error: Tensor, c: float) -> Tensor:
@@ -39,60 +38,24 @@ def pseudo_huber(error: Tensor, c: float) -> Tensor:
     return (error.float() ** 2 + c * c).sqrt() - c
 
 
-def grid(config: Config) -> Tensor:
-    """The Karras nodes of trajectories and of consistency, and 0. `[nodes + 1]`."""
-    s = config.sampling
-    return karras_sigmas(config.distill.nodes, sigma_min=s.sigma_min, sigma_max=s.sigma_max, rho=s.rho)
-
-
-@torch.no_grad()
-def teacher_target(
-    teacher: Denoiser,
-    student: Denoiser,
-    x: Tensor,
-    node: Tensor,
-    sigmas: Tensor,
-    cond: Cond,
-    *,
-    steps: int,
-) -> Tensor:
-    """The consistency target of x at node i: k steps of the teacher, then the student's answer there.
-
-    Args:
-        node: index into `sigmas` of each sample, `[B]`.
-        sigmas: the grid, ends in 0.
-        steps: k; 0 goes to the end. A sample that arrives at 0 keeps the x0 that it arrives at.
-    """
-    last = len(sigmas) - 1
-    node = node.clone()
-    x = x.clone()
-    for _ in range(steps or last):
-        moving = node < last
-        if not moving.any():
-            break
-        sigma, to = sigmas[node.clamp(max=last - 1)], sigmas[(node + 1).clamp(max=last)]
-        x0, _ = teacher(x, sigma, cond)
-        shape = (-1, *[1] * (x.ndim - 1))
-        stepped = euler_step(x, x0, sigma.view(shape), to.view(shape))
-        x = torch.where(moving.view(shape), stepped, x)
-        node = torch.where(moving, node + 1, node)
-    arrived = node == last
-    if arrived.all():
-        return x
-    answer, _ = student(x, sigmas[node.clamp(max=last - 1)], cond)
-    return torch.where(arrived.view(-1, *[1] * (x.ndim - 1)), x, answer)
+def weight_of(sigma: Tensor, to: Tensor, *, kind: str, exponent: float) -> Tensor:
+    """The weight of a sample asked at `sigma`, whose next node is at `to`; both `[B]`."""
+    if kind == "gap":
+        return (sigma - to) ** exponent
+    return (1 / sigma**2 + 1).clamp(max=SNR_CUT) if kind == "snr" else torch.ones_like(sigma)
 
 
 class ConsistencyObjective(nn.Module):
-    """The student's loss.
+    """The student's loss; see `loop.Adaptive` for what the loop calls beside it.
 
-    A batch with a `trajectory` has its nodes and its endpoint already, and needs no teacher; without one,
-    x is noised data and the teacher's k steps are made here.
+    A batch with a `trajectory` has the teacher's nodes already and needs no teacher; without one, data is
+    noised and the teacher steps here.
 
     Args:
-        student: trains; region-aware loss and mask loss are on the x0 that the consistency term computes.
+        student: trains.
         teacher: guided; None if every batch has a trajectory.
-        rewards: `(weight, reward)` by name, subtracted.
+        rewards: those that are switched on.
+        adversarial: a discriminator over the frozen backbone; its heads train, too.
     """
 
     def __init__(
@@ -102,49 +65,118 @@ class ConsistencyObjective(nn.Module):
         config: Config,
         *,
         teacher: Denoiser | None = None,
-        rewards: Mapping[str, tuple[float, Reward]] | None = None,
+        rewards: RewardTerms | None = None,
+        adversarial: AdversarialTerm | None = None,
     ) -> None:
         super().__init__()
         self.region = TeacherObjective(student, image_encoder, config)
-        self.teacher, self.rewards, self.config = teacher, rewards or {}, config
+        self.adversarial = adversarial
+        self.teacher, self.rewards, self.config = teacher, rewards, config
+        self.progress = 0.0
+        followed = dict(student.named_parameters()) if config.distill.target_ema else {}
+        self.target = _Copies({n: p for n, p in followed.items() if p.requires_grad})
+
+    @property
+    def student(self) -> GenPropNet:
+        return self.region.net
+
+    def before_step(self, progress: float) -> None:
+        self.progress = progress
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        parameters = dict(self.student.named_parameters())
+        for name, copied in self.target.tensors().items():
+            copied.lerp_(parameters[name].float(), 1 - self.config.distill.target_ema)
+
+    def memory(self) -> dict[str, Tensor]:
+        return self.target.tensors()
+
+    def own_optimizers(self) -> dict[str, OwnOptimizer]:
+        settings = self.config.distill.adversarial
+        if self.adversarial is None:
+            return {}
+        return {"adversarial.": OwnOptimizer(settings.learning_rate, settings.betas, self.config.student.clip)}
+
+    def target_network(self, *inputs: Tensor) -> NetOut:
+        """The network that gives targets: the student as it is, or its average over the last updates."""
+        followed = self.target.tensors()
+        return functional_call(self.student, followed, inputs) if followed else self.student(*inputs)
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        distill, student = self.config.distill, self.region.net
+        distill = self.config.distill
         inputs = self.region.inputs(batch, None)
-        count, device = len(inputs.target), inputs.target.device
+        device, cond, teacher = inputs.target.device, inputs.cond, self.teacher
         sigmas = grid(self.config).to(device)
-        node = draws.randint(len(sigmas) - 1)
-        top = draws.rand() < distill.top_share
-        node = torch.where(top, 0, node)
-        if "trajectory" in batch:
-            nodes = batch["trajectory"].float()
-            x, target = nodes[torch.arange(count, device=device), node], nodes[:, -1]
+        count = len(sigmas) - 1
+        node = draws.randint(count)
+        first, _ = phase_of(node, nodes=count, phases=distill.phases)
+        node = torch.where(draws.rand() < distill.top_share, first, node)
+        asked = Asked(node, phase_of(node, nodes=count, phases=distill.phases)[1])
+        share = whole_share(self.progress, trajectory=distill.trajectory, blend=distill.blend)
+        whole = draws.rand() < share if distill.teacher_steps else torch.ones_like(node, dtype=torch.bool)
+        on = torch.where(whole, count, distill.teacher_steps)
+        if distill.guidance == "embedded":
+            if "trajectory" in batch:
+                scale = batch["guidance"].float()
+            else:
+                low, high = distill.guidance_range
+                scale = low + (high - low) * draws.rand()
+                assert isinstance(teacher, Guided), "a guidance scale needs a guided teacher"
+                teacher = replace(teacher, maximum=scale)
+            student_cond = cond.with_guidance(scale)
         else:
-            assert self.teacher is not None, "without trajectories the objective needs the teacher"
-            noise = draws.randn(*inputs.target.shape[1:])
-            x = add_noise(inputs.target, noise, sigmas[node])
-            target = teacher_target(
-                self.teacher,
-                NetDenoiser(student),
-                x,
-                node,
-                sigmas,
-                inputs.cond,
-                steps=distill.teacher_steps,
+            student_cond = cond
+
+        def network(x: Tensor, sigma: Tensor, _: object) -> tuple[Tensor, Tensor]:
+            return NetDenoiser(self.target_network)(x, sigma, student_cond)
+
+        if "trajectory" in batch:
+            x, target = stored_target(batch["trajectory"], asked, on, sigmas, student_cond, network=network)
+            endpoint = batch["trajectory"][:, -1].float()
+        else:
+            assert teacher is not None, "without trajectories the objective needs the teacher"
+            x = add_noise(inputs.target, draws.randn(*inputs.target.shape[1:]), sigmas[node])
+            target = stepped_target(
+                x, asked, on, sigmas, cond, teacher=teacher, network=network, solver=distill.solver
             )
+            endpoint = target  # with one phase; `distill.train` refuses rewards that need it with more
         sigma = sigmas[node]
-        p = precondition(sigma)
-        c = inputs.cond
-        parts = student.parts(p.c_in * x, p.c_noise, c.first, c.source, c.image_embedding, c.added_time_ids)
+        p, c = precondition(sigma), student_cond
+        parts = self.student.parts(
+            p.c_in * x, p.c_noise, c.first, c.source, c.image_embedding, c.added_time_ids
+        )
         x0 = p.c_skip * x + p.c_out * parts.out.velocity.float()
-        weight = (sigma - sigmas[node + 1]) ** distill.weight_exponent
-        consistency = (pseudo_huber(x0 - target, distill.huber).mean(dim=(1, 2, 3, 4)) * weight).mean()
-        terms = self.region.terms(parts, x0 - inputs.target, inputs, draws)
-        region = terms.pop("loss")
-        loss = consistency + distill.region * region
-        for name, (weight_of, reward) in self.rewards.items():
-            terms[f"reward_{name}"] = reward(x0, inputs).mean()
-            loss = loss - weight_of * terms[f"reward_{name}"]
-        with torch.no_grad():
-            distance = (x0 - target).square().mean()
-        return {"loss": loss, "consistency": consistency, "target_mse": distance, **terms}
+        error = land(x, x0, sigma, sigmas[asked.end]) - target
+        weight = weight_of(
+            sigma, sigmas[node + 1], kind=distill.weighting, exponent=distill.weight_exponent
+        )
+        consistency = (pseudo_huber(error, distill.huber).mean(dim=(1, 2, 3, 4)) * weight).mean()
+        terms = self.region.terms(parts, x0 - inputs.target, inputs._replace(cond=student_cond), draws)
+        loss = consistency + distill.region * terms.pop("loss")
+        terms |= {"consistency": consistency, "target_mse": error.detach().square().mean()}
+        if self.rewards is not None:
+            found = self.rewards(
+                x0, truth=inputs.target, teacher=endpoint, mask=inputs.mask, captions=batch.get("caption"), draws=draws
+            )
+            loss = loss - found.total
+            terms |= found.scores
+        if self.adversarial is not None:
+            on_now = self.progress >= distill.adversarial.start
+            found = self.adversarial(x0, inputs, draws, on=on_now)
+            loss = loss + found.pop("loss")
+            terms |= found
+        return {"loss": loss, **terms}
+
+
+class _Copies(nn.Module):
+    """Float32 copies of tensors, by name: buffers, so that they move with the module and are not saved with it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = list(tensors)
+        for i, tensor in enumerate(tensors.values()):
+            self.register_buffer(f"copy_{i}", tensor.detach().to(torch.float32, copy=True), persistent=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: self.get_buffer(f"copy_{i}") for i, name in enumerate(self.names)}
