@@ -87,7 +87,7 @@ def test_it_learns_and_logs(tmp_path: Path) -> None:
     summary = fit(objective, points(), config, tmp_path)
     log = lines(tmp_path)
     assert [line["step"] for line in log] == [25, 50, 75, 100, 125, 150]
-    assert set(log[0]) == {"step", "loss", "noise", "grad_norm", "lr", "steps_per_second"}
+    assert set(log[0]) == {"step", "loss", "noise", "grad_norm", "lr", "steps_per_second", "memory_gb"}
     assert log[-1]["loss"] < 0.05 * log[0]["loss"]
     assert summary["loss"] == log[-1]["loss"] and summary["steps"] == 150
     assert list((tmp_path / "tensorboard").glob("events*"))

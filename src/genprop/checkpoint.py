@@ -1,13 +1,15 @@
 """The checkpoints of a training run: written whole or not at all, resumed exactly.
 
 All randomness of a step is a function of the seed and the step (see `stream.py`), so a checkpoint needs
-only the trainable weights, their EMA, AdamW's moments, the step and the fp16 scaler's numbers. No
-state of a random generator, no position of a data loader, no pickle. Where the weights are sharded they
-are gathered, and the main process writes them: `out` is on storage that all processes see.
+only the trainable weights, their EMA, AdamW's moments, the step, the fp16 scaler's numbers and what an
+objective that changes (`adaptive.py`) wants kept. No state of a random generator, no position of a data
+loader, no pickle. Where the weights are sharded they are gathered, and the main process writes them: `out`
+is on storage that all processes see.
 
     out/checkpoints/step-00000500/weights.safetensors     by name in the objective
                                   ema.safetensors         the same names
                                   optimizer.safetensors   "exp_avg/<name>", "exp_avg_sq/<name>", "step/<name>"
+                                  objective.safetensors   what the objective wants kept, if anything
                                   state.json              step, config, scaler
 """
 
@@ -108,6 +110,7 @@ def save_checkpoint(
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     shapes: dict[str, torch.Size],
+    memory: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
     write: bool = True,
@@ -120,6 +123,7 @@ def save_checkpoint(
     Args:
         parameters, ema, optimizer: shards or whole; all processes must call this.
         shapes: of the whole parameters, by name.
+        memory: what the objective wants kept, whole.
         write: whether this is the process that writes; the others only give their shards.
     """
     final = out / "checkpoints" / f"step-{state['step']:08d}"
@@ -141,6 +145,9 @@ def save_checkpoint(
             save_file(gathered, partial / f"{file}.safetensors")
     if not write:
         return final
+    if memory:
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in memory.items()}
+        save_file(kept, partial / "objective.safetensors")
     (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     os.replace(partial, final)
 
@@ -163,19 +170,28 @@ def load_checkpoint(
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     shapes: dict[str, torch.Size],
+    memory: dict[str, Tensor],
 ) -> None:
-    """Fill `parameters`, `ema` and `optimizer`, shards or whole, in place from a checkpoint.
+    """Fill `parameters`, `ema` and `optimizer`, shards or whole, and `memory` in place from a checkpoint.
 
     Args:
         shapes: of the whole parameters, by name.
+        memory: what the objective wants kept; a checkpoint without any has no file of it.
 
     Raises:
-        GenPropError: the checkpoint's parameters are not the model's, by name or by shape.
+        GenPropError: the checkpoint's parameters are not the model's, by name or by shape, or what it kept
+            for the objective is not what is asked for.
     """
-    for file, tensors in (("weights", parameters), ("ema", ema)):
-        stored = load_file(checkpoint / f"{file}.safetensors")
+    kept = {name: tensor.shape for name, tensor in memory.items()}
+    for file, tensors, sizes in (
+        ("weights", parameters, shapes),
+        ("ema", ema, shapes),
+        ("objective", memory, kept),
+    ):
+        path = checkpoint / f"{file}.safetensors"
+        stored = load_file(path) if file != "objective" or path.exists() else {}
         got = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-        expected = {name: tuple(shape) for name, shape in shapes.items()}
+        expected = {name: tuple(shape) for name, shape in sizes.items()}
         if got != expected:
             name = sorted(n for n in got | expected if got.get(n) != expected.get(n))[0]
             raise GenPropError(

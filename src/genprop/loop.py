@@ -1,7 +1,8 @@
 """The one training loop: `fit` runs any objective, on one process or many, over accelerate.
 
 An objective is an `nn.Module` that holds its networks and maps `(batch, draws)` to a dict of scalar
-tensors with a key `loss`. What trains is exactly its parameters that require a gradient.
+tensors with a key `loss`. What trains is exactly its parameters that require a gradient. One that changes
+on the way, or has a discriminator, says so by being an `Adaptive` (`adaptive.py`).
 
 Resuming is exact by construction: all that is random in a step is a function of the seed and of each
 sample's place in the stream of data (`stream.py`). A run that was killed and resumed has the weights of
@@ -23,7 +24,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import parse_flag_from_env, patch_environment, send_to_device
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    parse_flag_from_env,
+    patch_environment,
+    send_to_device,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,7 +41,7 @@ from genprop.runlog import RunLog, wandb
 from genprop.settings import TrainConfig
 from genprop.sharding import check_sharding, is_asked_for
 from genprop.stream import Batches, sample_seeds
-from genprop.trained import Trained, trainable
+from genprop.trained import Trained, peak_memory, trainable
 
 
 class Validation(NamedTuple):
@@ -134,7 +140,8 @@ def fit(
     # accelerate keeps the precision for the life of the process; this run may want another
     AcceleratorState._reset_state()
     with patch_environment(accelerate_use_fsdp="false"):  # `sharding` does it, on any device
-        accelerator = Accelerator(mixed_precision=config.precision)
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)  # see `trained.start_alike`
+        accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
     device, main = accelerator.device, accelerator.is_main_process
     process, processes = accelerator.process_index, accelerator.num_processes
     if main:
@@ -161,8 +168,9 @@ def fit(
         batches = iter(loader)
         for step in range(start, config.steps):
             began = time.perf_counter()
+            trained.begin(step)
             terms = _accumulated_gradients(trained, batches, config=config, step=step)
-            values = _finite(accelerator, {**terms, "grad_norm": trained.clip()}, step=step)
+            values = _finite(accelerator, {**terms, **trained.clip()}, step=step)
             trained.step(step)
 
             done, last = step + 1, step + 1 == config.steps
@@ -173,6 +181,7 @@ def fit(
             if done % config.log_every == 0 or last:
                 means = {name: value / (done - since) for name, value in sums.items()}
                 means["steps_per_second"] = 1 / means.pop("seconds")
+                means["memory_gb"] = peak_memory(device) / 1e9
                 summary["loss"] = means["loss"]
                 if log is not None:
                     log.scalars(done, {**means, "lr": learning_rate(step, config)})
@@ -231,7 +240,7 @@ def _finite(accelerator: Accelerator, terms: dict[str, Any], *, step: int) -> di
     values = dict(zip(terms, mean.tolist(), strict=True))
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if accelerator.scaler:  # it skips steps whose gradients overflow: its way to find the scale
-        bad.pop("grad_norm", None)
+        bad = {name: value for name, value in bad.items() if not name.endswith("grad_norm")}
     if bad:
         named = ", ".join(f"{name} = {value}" for name, value in values.items())
         raise GenPropError(

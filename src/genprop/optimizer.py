@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from genprop.adaptive import OwnOptimizer
 from genprop.errors import GenPropError
 from genprop.settings import TrainConfig
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine down to `min_learning_rate_ratio`; `step` counts from 0."""
+def learning_rate(step: int, config: TrainConfig, *, peak: float | None = None) -> float:
+    """Linear warm-up, then a cosine down to `min_learning_rate_ratio`; `step` counts from 0.
+
+    Args:
+        peak: of parameters with an optimiser of their own; the run's if None.
+    """
+    peak = config.learning_rate if peak is None else peak
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
+        return peak * (step + 1) / config.warmup
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
     floor = config.min_learning_rate_ratio
-    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def ema_decay(step: int, config: TrainConfig) -> float:
@@ -26,13 +33,37 @@ def ema_decay(step: int, config: TrainConfig) -> float:
     return min(config.ema, (1 + step) / (10 + step))
 
 
-def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, fused or in 8 bits; biases, norms and other vectors do not decay."""
-    groups = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+def by_owner(
+    parameters: dict[str, nn.Parameter], own: Mapping[str, OwnOptimizer]
+) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each optimiser, by prefix of their names; those of the run are under ""."""
+    parts: dict[str, list[nn.Parameter]] = {"": [], **{prefix: [] for prefix in own}}
+    for name, parameter in parameters.items():
+        parts[next((prefix for prefix in own if name.startswith(prefix)), "")].append(parameter)
+    assert all(parts[prefix] for prefix in own), f"no trainable parameter under one of {list(own)}"
+    return parts
+
+
+def adamw(
+    parameters: dict[str, nn.Parameter], config: TrainConfig, *, own: Mapping[str, OwnOptimizer] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW, fused or in 8 bits; biases, norms and other vectors do not decay.
+
+    Args:
+        own: what has other numbers, by prefix of parameter names. AdamW keeps nothing that parameters share,
+            so a group of this optimiser is an optimiser of its own, and one gradient scaler serves all.
+    """
+    own = own or {}
+    parts = by_owner(parameters, own)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parts[""] if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parts[""] if p.ndim < 2], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [{**group, "peak": config.learning_rate} for group in groups if group["params"]]
+    for prefix, its in own.items():
+        groups.append(
+            {"params": parts[prefix], "weight_decay": 0.0, "betas": its.betas, "peak": its.learning_rate}
+        )
     if config.optimizer == "adamw8bit":
         return bitsandbytes().optim.AdamW8bit(groups, lr=config.learning_rate, betas=config.betas)
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())

@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from genprop.adaptive import Adaptive
 from genprop.errors import GenPropError
 from genprop.settings import TrainConfig
 
@@ -84,7 +85,16 @@ def shard(objective: nn.Module, device: torch.device) -> nn.Module:
     launcher saves memory, have read none. A scalar parameter becomes a vector of one in the copy, since
     FSDP2 has no shard of a scalar. Weights are gathered and gradients reduced in the precision that they
     are stored in; a run's own precision is autocast's affair, as without shards.
+
+    Raises:
+        GenPropError: an objective with an optimiser of its own, or with more to keep than parameters.
     """
+    if isinstance(objective, Adaptive) and (asked := [*objective.own_optimizers(), *objective.memory()]):
+        raise GenPropError(
+            f"the objective cannot be sharded: got an optimiser or tensors of its own ({asked[0]!r}, "
+            f"{len(asked)} in all), expected none with FSDP",
+            "launch without --use_fsdp, or train without a discriminator and a target network",
+        )
     for tensor in (*objective.parameters(), *objective.buffers()):
         there = tensor.detach().to(device).contiguous()
         dist.broadcast(there, src=0)

@@ -6,17 +6,21 @@ where a weight lies.
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genprop.adaptive import Adaptive
 from genprop.checkpoint import load_checkpoint, read_state, save_checkpoint
-from genprop.optimizer import adamw, ema_decay, learning_rate
+from genprop.optimizer import adamw, by_owner, ema_decay, learning_rate
 from genprop.settings import TrainConfig
 from genprop.sharding import is_sharded, local, shard, whole
 
@@ -41,26 +45,43 @@ class Trained:
             self.model = shard(objective.to("cpu"), accelerator.device)
             self.parameters = trainable(self.model)
         else:
+            start_alike(objective)
             self.model, self.parameters = accelerator.prepare(objective), self.whole
+        trains = self.model if is_sharded() else objective
+        self.adaptive = trains if isinstance(trains, Adaptive) else None
+        self.own = self.adaptive.own_optimizers() if self.adaptive is not None else {}
         self.ema = {n: p.detach().to(torch.float32, copy=True) for n, p in self.parameters.items()}
-        self.optimizer = adamw(self.parameters, config)
+        self.optimizer = adamw(self.parameters, config, own=self.own)
         self._stepper = accelerator.prepare_optimizer(self.optimizer)
 
-    def clip(self) -> Tensor:
-        """Clip the gradients to `config.clip`; their norm before that, of all shards."""
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip)
-        assert isinstance(norm, Tensor)
-        return whole(norm, torch.Size())
+    def begin(self, step: int) -> None:
+        """Tell an objective that changes that the update `step`, from 0, begins."""
+        if self.adaptive is not None:
+            self.adaptive.before_step(step / self.config.steps)
+
+    def clip(self) -> dict[str, Tensor]:
+        """Clip the gradients of each optimiser; the norms before that, of all shards, as `grad_norm`."""
+        self.accelerator.unscale_gradients()  # of all optimisers, and only once in a step
+        norms = {}
+        for prefix, parameters in by_owner(self.parameters, self.own).items():
+            limit = self.own[prefix].clip if prefix else self.config.clip
+            norms[f"{prefix}grad_norm"] = whole(nn.utils.clip_grad_norm_(parameters, limit), torch.Size())
+        return norms
 
     @torch.no_grad()
     def step(self, step: int) -> None:
-        """Update weights and EMA with the gradients of `step`, from 0, and drop the gradients."""
+        """Update weights and EMA with the gradients of `step`, from 0, and drop the gradients.
+
+        An objective that changes is told.
+        """
         for group in self._stepper.param_groups:
-            group["lr"] = learning_rate(step, self.config)
+            group["lr"] = learning_rate(step, self.config, peak=group["peak"])
         self._stepper.step()
         self._stepper.zero_grad()
         for name, parameter in self.parameters.items():
             local(self.ema[name]).lerp_(local(parameter).float(), 1 - ema_decay(step, self.config))
+        if self.adaptive is not None:
+            self.adaptive.after_step()
 
     @contextmanager
     def showing_ema(self) -> Iterator[None]:
@@ -79,7 +100,12 @@ class Trained:
     def load(self, checkpoint: Path) -> int:
         """Take everything from a checkpoint; the number of steps that it has seen."""
         load_checkpoint(
-            checkpoint, self.parameters, ema=self.ema, optimizer=self.optimizer, shapes=self.shapes
+            checkpoint,
+            self.parameters,
+            ema=self.ema,
+            optimizer=self.optimizer,
+            shapes=self.shapes,
+            memory=self._memory(),
         )
         state, scaler = read_state(checkpoint), self.accelerator.scaler
         if scaler and state["scaler"]:
@@ -95,10 +121,15 @@ class Trained:
             ema=self.ema,
             optimizer=self.optimizer,
             shapes=self.shapes,
+            memory=self._memory(),
             state={"step": step, "config": run, "scaler": scaler.state_dict() if scaler else None},
             keep=self.config.keep_checkpoints,
             write=self.accelerator.is_main_process,
         )
+
+    def _memory(self) -> dict[str, Tensor]:
+        """What the objective itself wants kept."""
+        return self.adaptive.memory() if self.adaptive is not None else {}
 
     def release(self) -> None:
         """Take the objective out of what accelerate has wrapped around it; training is over."""
@@ -108,6 +139,27 @@ class Trained:
         """Leave the EMA in the objective, whole and on the device, on every process."""
         _copy_whole(self.ema, self.whole)
         self.objective.to(self.accelerator.device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of the device's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+
+
+@torch.no_grad()
+def start_alike(module: nn.Module) -> None:
+    """Give every process the first one's buffers, in place; DDP sees to the parameters.
+
+    From there on they stay alike by themselves (see `Adaptive.memory`): none has to be sent in every step.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in module.buffers():
+            there = buffer.contiguous()
+            dist.broadcast(there, src=0)
+            buffer.copy_(there)
 
 
 @contextmanager
