@@ -80,7 +80,9 @@ def test_the_gradient_is_that_of_plain_backward(rng, kind, window, chunk):
         gradients.append(leaf.grad)
     torch.testing.assert_close(scores[1], scores[0])
     assert gradients[0].abs().max() > 1e-4
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5 * float(gradients[0].abs().max()), rtol=1e-5)
+    torch.testing.assert_close(
+        gradients[1], gradients[0], atol=1e-5 * float(gradients[0].abs().max()), rtol=1e-5
+    )
     with torch.no_grad():
         torch.testing.assert_close(reward(3 * latents, prepared), scores[0].detach())
 

@@ -64,7 +64,9 @@ def test_its_gradient_goes_up(truth, mask):
         assert reward(frames + 1e-2 * frames.grad, prepared).sum() > reward(frames, prepared).sum()
 
 
-@pytest.mark.parametrize(("reference", "got"), [(["a cat"], "captions"), (torch.zeros(1, 1, 3, 4, 4), "mask")])
+@pytest.mark.parametrize(
+    ("reference", "got"), [(["a cat"], "captions"), (torch.zeros(1, 1, 3, 4, 4), "mask")]
+)
 def test_it_wants_frames_and_a_mask(reference, got):
     with pytest.raises(GenPropError, match=got) as caught:
         TextureReward(cell=2).prepare(reference)

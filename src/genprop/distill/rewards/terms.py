@@ -100,13 +100,14 @@ class RewardTerms:
         """What a run notes of its rewards: where each is from, its licence, and how it is used."""
         return [
             {
+                "reward": name,
                 **reward.reward.card._asdict(),
                 "weight": config.weight,
                 "reference": config.reference,
                 "frames": reward.reward.window if reward.reward.window > 1 else config.frames,
                 "hinge": _hinged(config),
             }
-            for config, reward in self.rewards.values()
+            for name, (config, reward) in self.rewards.items()
         ]
 
     def __call__(
@@ -188,7 +189,7 @@ def open_rewards(
     def viclip() -> Reward:
         from genprop.distill.rewards.viclip import open_viclip
 
-        return open_viclip(config.viclip.path, tokenizer=config.viclip.tokenizer)
+        return open_viclip(config.viclip.path, tokenizer=config.viclip.tokenizer).to(device)
 
     def encoder() -> Reward:
         return EncoderReward(image_encoder, source=base_name, licence=_licence(base_name))
@@ -215,6 +216,8 @@ def open_rewards(
         try:
             opened[name] = (settings, open_it())
         except GenPropError as error:
+            if f"distill.rewards.{name}.weight" in error.hint:
+                raise
             off = f"or switch it off with distill.rewards.{name}.weight=0"
             raise GenPropError(error.message, f"{error.hint}; {off}".lstrip("; ")) from error
     return RewardTerms(opened, autoencoder, chunk=config.chunk, frames=frames) if opened else None
