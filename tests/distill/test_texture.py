@@ -4,42 +4,70 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from genprop.distill.texture import TextureReward
-from genprop.teacher.base import Base
-from genprop.teacher.objective import Inputs
-from genprop.types import Cond
+from genprop.distill.rewards.texture import TextureReward
+from genprop.errors import GenPropError
+from genprop.teacher.losses import texture_error
 
 
 @pytest.fixture
-def inputs(small_base: Base, rng) -> Inputs:
-    frames = torch.rand(2, 3, 3, 16, 16, generator=rng) * 2 - 1
-    target = small_base.autoencoder.encode_scaled(frames).detach()
-    mask = torch.zeros(2, 3, 1, 8, 8)
-    mask[..., :4] = 1
-    return Inputs(target, Cond(target, target, torch.zeros(2, 1, 4), torch.zeros(2, 3)), mask)
+def truth(rng) -> Tensor:
+    return torch.rand(2, 3, 3, 16, 16, generator=rng)
 
 
-def test_the_truth_is_best_and_blank_is_worse(small_base, inputs):
-    reward = TextureReward(small_base.autoencoder)
-    truth, blank = reward(inputs.target, inputs), reward(torch.zeros_like(inputs.target), inputs)
-    assert torch.equal(truth, torch.zeros(2)) and (blank < -1e-3).all()
+@pytest.fixture
+def mask() -> Tensor:
+    """The left half of every frame."""
+    mask = torch.zeros(2, 3, 1, 16, 16)
+    mask[..., :8] = 1
+    return mask
 
 
-def test_the_given_frame_and_an_empty_hole_do_not_count(small_base, inputs):
-    reward = TextureReward(small_base.autoencoder)
-    x0 = inputs.target.clone()
-    x0[:, 0] = 0
-    assert torch.equal(reward(x0, inputs), torch.zeros(2))
-    empty = inputs._replace(mask=torch.zeros_like(inputs.mask))
-    assert torch.equal(reward(torch.zeros_like(x0), empty), torch.zeros(2))
+def test_the_truth_is_best_and_blank_is_worse(truth, mask):
+    reward = TextureReward(cell=2)
+    prepared = reward.prepare(truth, mask)
+    assert torch.equal(reward(truth, prepared), torch.zeros(2))
+    assert (reward(torch.full_like(truth, 0.5), prepared) < -0.1).all()
 
 
-def test_it_is_differentiable_and_its_gradient_goes_up(small_base, inputs):
-    reward = TextureReward(small_base.autoencoder.requires_grad_(False))
-    x0 = (0.5 * inputs.target).requires_grad_()
-    reward(x0, inputs).sum().backward()
-    assert x0.grad is not None and not x0.grad[:, 0].any() and x0.grad[:, 1:].any()
+def test_it_is_minus_the_mean_error_of_the_hole_in_pixels_from_minus_one_to_one(truth, mask, rng):
+    frames = torch.rand(truth.shape, generator=rng)
+    error = texture_error(2 * frames[:, 0] - 1, 2 * truth[:, 0] - 1, cell=2)
+    got = TextureReward(cell=2)(frames[:, :1], TextureReward(cell=2).prepare(truth[:, :1], mask[:, :1]))
+    torch.testing.assert_close(got, -error[:, :, :4].mean(dim=(1, 2)))
+
+
+def test_only_the_hole_counts_and_a_frame_without_one_scores_zero(truth, mask):
+    reward = TextureReward(cell=2)
+    frames = truth.clone()
+    frames[..., 9:] = 0.5  # from a pixel beyond the mask on: slopes look one pixel ahead
+    assert torch.equal(reward(frames, reward.prepare(truth, mask)), torch.zeros(2))
+    empty = reward.prepare(truth, torch.zeros_like(mask))
+    assert torch.equal(reward(torch.zeros_like(truth), empty), torch.zeros(2))
+
+
+def test_a_clip_scores_the_mean_of_its_frames(truth, mask, rng):
+    reward, frames = TextureReward(cell=2), torch.rand(truth.shape, generator=rng)
+    whole = reward(frames, reward.prepare(truth, mask))
+    single = [reward(frames[:, [t]], reward.prepare(truth[:, [t]], mask[:, [t]])) for t in range(3)]
+    torch.testing.assert_close(whole, torch.stack(single).mean(0))
+
+
+def test_its_gradient_goes_up(truth, mask):
+    reward = TextureReward(cell=2)
+    prepared = reward.prepare(truth, mask)
+    frames = (0.5 * truth).requires_grad_()
+    reward(frames, prepared).sum().backward()
+    assert frames.grad is not None
     with torch.no_grad():
-        step = 1e-3 * x0.grad / x0.grad.norm()
-        assert reward(x0 + step, inputs).sum() > reward(x0, inputs).sum()
+        assert reward(frames + 1e-2 * frames.grad, prepared).sum() > reward(frames, prepared).sum()
+
+
+@pytest.mark.parametrize(
+    ("reference", "got"), [(["a cat"], "captions"), (torch.zeros(1, 1, 3, 4, 4), "mask")]
+)
+def test_it_wants_frames_and_a_mask(reference, got):
+    with pytest.raises(GenPropError, match=got) as caught:
+        TextureReward(cell=2).prepare(reference)
+    assert "texture.reference" in caught.value.hint
