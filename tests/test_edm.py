@@ -169,3 +169,12 @@ def test_guidance_rises_linearly_over_the_frames(rng: torch.Generator) -> None:
     assert torch.allclose(x0, expected, atol=1e-5)
     assert torch.equal(mask_logits, given_cond.first[:, :, :1])
     assert inner.calls == 2
+
+
+def test_each_sample_may_have_its_own_scale(rng: torch.Generator) -> None:
+    given_cond, x, scales = cond(rng), torch.randn(SHAPE, generator=rng), torch.tensor([1.0, 4.5])
+    together, _ = Guided(TwoFaced(), 1.0, scales)(x, torch.ones(2), given_cond)
+    for i, scale in enumerate(scales.tolist()):
+        alone, _ = Guided(TwoFaced(), 1.0, scale)(x, torch.ones(2), given_cond)
+        assert torch.allclose(together[i], alone[i], atol=1e-6)
+    assert torch.allclose(together[0], (x + given_cond.first)[0], atol=1e-6)

@@ -90,14 +90,26 @@ class Guided:
 
     Two evaluations, one after the other: an exported graph has a fixed batch. The mask is the
     conditional branch's.
+
+    Attributes:
+        minimum: the scale of the first frame.
+        maximum: of the last; one for all samples, or each sample's own, `[B]`.
     """
 
     denoiser: Denoiser
     minimum: float = 1.0
-    maximum: float = 3.0
+    maximum: float | Tensor = 3.0
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         x0, mask_logits = self.denoiser(x, sigma, cond)
         base, _ = self.denoiser(x, sigma, cond.unconditional())
-        scale = torch.linspace(self.minimum, self.maximum, x.shape[1], device=x.device).view(1, -1, 1, 1, 1)
-        return base + scale * (x0 - base), mask_logits
+        return base + self._scale(x.shape[1], x.device) * (x0 - base), mask_logits
+
+    def _scale(self, frames: int, device: torch.device) -> Tensor:
+        """`[1, T, 1, 1, 1]`, or `[B, T, 1, 1, 1]` where each sample has its own."""
+        if isinstance(self.maximum, Tensor):
+            rise = torch.linspace(0, 1, frames, device=device)
+            scale = self.minimum + rise * (self.maximum.to(rise)[:, None] - self.minimum)
+        else:
+            scale = torch.linspace(self.minimum, self.maximum, frames, device=device)[None]
+        return scale[..., None, None, None]

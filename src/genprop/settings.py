@@ -118,13 +118,15 @@ class SceConfig(Model):
 
 
 class NetConfig(Model):
-    """What stands beside the content encoder: mask decoder, task embedding, and what `tiny` needs.
+    """What stands beside the content encoder: mask decoder, embeddings, and what `tiny` needs.
 
-    `tasks` adds a learned embedding of the kind of edit (GenProp S1); `gate` is `teacher.gate.MaskGate`;
+    `tasks` adds a learned embedding of the kind of edit (GenProp S1); `guidance` one of the guidance scale,
+    for a student (`distill.guidance = "embedded"` sets it); `gate` is `teacher.gate.MaskGate`;
     `carry` is the width of `teacher.carry.Carry`, 0 for none, whose answer goes through the gate.
     """
 
     tasks: bool = False
+    guidance: bool = False
     gate: bool = False
     carry: int = Field(default=0, ge=0, multiple_of=8)
     mpd_hidden: tuple[

@@ -6,7 +6,7 @@ are `B T C H W` everywhere; uint8 pixels `T H W 3` exist only at the border, in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -37,13 +37,21 @@ TASKS = ("remove", "insert", "track", "deblur")
 """The kinds of edit a network can be told of, by their index (GenProp S1)."""
 
 
-def time_ids(clip: ClipConfig, task: str | None = None) -> Tensor:
-    """SVD's micro-conditioning (fps - 1, motion bucket, noise augmentation), `[3]`.
+TASK, GUIDANCE = 3, 4
+"""Which column of `added_time_ids` holds the task, and which the guidance scale."""
 
-    With a task, its index in `TASKS` comes last, `[4]`: what networks with `net.tasks` read.
+
+def time_ids(clip: ClipConfig, task: str | None = None, guidance: float | None = None) -> Tensor:
+    """What a network is told in numbers, the row of `added_time_ids` (see `Cond`): `[3]`, `[4]` or `[5]`.
+
+    With a guidance scale but no task, the task's column holds 0, which nothing reads.
     """
     values = [clip.fps - 1, clip.motion_bucket, clip.noise_aug]
-    return torch.tensor(values if task is None else [*values, TASKS.index(task)], dtype=torch.float32)
+    if task is not None or guidance is not None:
+        values.append(0 if task is None else TASKS.index(task))
+    if guidance is not None:
+        values.append(guidance)
+    return torch.tensor(values, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,11 @@ class Cond:
         first: latents of the edited first frame, unscaled (as SVD has it), repeated, `[B, T, C, h, w]`.
         source: latents of the original video, times the scaling factor, `[B, T, C, h, w]`.
         image_embedding: embedding of the edited first frame, `[B, 1, D]`.
-        added_time_ids: (fps - 1, motion bucket, noise augmentation), `[B, 3]`; for a network with a task
-            embedding, the index of the kind of edit in `TASKS` is a fourth column, `[B, 4]`.
+        added_time_ids: (fps - 1, motion bucket, noise augmentation), SVD's micro-conditioning, `[B, 3]`; then
+            the index of the kind of edit in `TASKS`, `[B, 4]`; then the guidance scale, `[B, 5]`. A column
+            means the same to all: a network with `net.tasks` needs the fourth, one with `net.guidance` the
+            fifth, whether it reads the fourth or not, and what a network does not know it does not read.
+            Encoded samples have four.
     """
 
     first: Tensor
@@ -106,6 +117,13 @@ class Cond:
             torch.zeros_like(self.image_embedding),
             self.added_time_ids,
         )
+
+    def with_guidance(self, scale: Tensor) -> Cond:
+        """This condition with the guidance scale of each sample, `[B]`; one that it had is replaced."""
+        ids = self.added_time_ids[:, :GUIDANCE]
+        scale = scale.to(ids).unsqueeze(1)
+        task = ids.new_zeros(len(ids), GUIDANCE - ids.shape[1])
+        return replace(self, added_time_ids=torch.cat([ids, task, scale], dim=1))
 
     def to(self, device: torch.device | str) -> Cond:
         return Cond(*(getattr(self, f.name).to(device) for f in fields(self)))
@@ -128,7 +146,7 @@ class Net(Protocol):
 
     `sample` is `c_in * x` and `timestep` is `c_noise`, `[B]`: all EDM arithmetic stays outside
     (`edm.Denoiser`), so backends are interchangeable and parity is checked here. `added_time_ids` is
-    `[B, 3]`, or `[B, 4]` with the task (see `Cond`).
+    `[B, 3]`, `[B, 4]` or `[B, 5]` (see `Cond`).
     """
 
     def __call__(

@@ -17,11 +17,12 @@ from genprop.settings import NetConfig, SceConfig
 from genprop.teacher.adapters import ConvAdapter, CtrlAdapter
 from genprop.teacher.carry import Carried, Carry
 from genprop.teacher.gate import MaskGate
+from genprop.teacher.guidance import GuidanceEmbedding
 from genprop.teacher.mpd import MaskPredictionDecoder
 from genprop.teacher.sce import Place, SceOut, Seen, SelectiveContentEncoder
 from genprop.teacher.unet import Backbone, Body, Stem
 from genprop.teacher.unet3d import UNet3d
-from genprop.types import TASKS, NetOut
+from genprop.types import GUIDANCE, TASK, TASKS, NetOut
 
 KINDS = {
     "copy": SelectiveContentEncoder,
@@ -49,9 +50,10 @@ class Parts(NamedTuple):
 class GenPropNet(nn.Module):
     """`(sample, timestep, first, source, image_embedding, added_time_ids) -> NetOut`; see `types.Net`.
 
-    A network with a task embedding (`net.tasks`) takes `added_time_ids` of four columns, the last of which
-    is the index in `types.TASKS` of the kind of edit; the embedding is added to the time embedding that the
-    content encoder sees, and the frozen backbone does not. Others read three columns, and no fourth.
+    A network with a task embedding (`net.tasks`) reads the fourth column of `added_time_ids`, the index in
+    `types.TASKS` of the kind of edit; the embedding is added to the time embedding that the content encoder
+    sees, and the frozen backbone does not. A student with embedded guidance (`net.guidance`) reads the fifth,
+    the guidance scale, whose embedding both of them see. Columns that a network does not know it ignores.
 
     Args:
         backbone: the image-to-video backbone. It is frozen here; a student's LoRA is added after.
@@ -69,7 +71,9 @@ class GenPropNet(nn.Module):
         self.gate = MaskGate() if config.gate else None
         channels = backbone.config["out_channels"]
         self.carry = Carry(channels, config.carry) if config.carry else None
-        self.tasks = nn.Embedding(len(TASKS), 4 * widths[0]) if config.tasks else None  # upstream's 4
+        time_width = 4 * widths[0]  # upstream's 4
+        self.tasks = nn.Embedding(len(TASKS), time_width) if config.tasks else None
+        self.guidance = GuidanceEmbedding(time_width) if config.guidance else None
         if self.tasks is not None:
             nn.init.normal_(self.tasks.weight, std=0.02)
         self.scale = sce.scale  # alpha, in training and after
@@ -97,13 +101,15 @@ class GenPropNet(nn.Module):
         added_time_ids: Tensor,
     ) -> Parts:
         """`forward`, with the content encoder's output and the injected-to-backbone ratio of deviations."""
+        task, guidance = self._task(added_time_ids), self._guidance(added_time_ids)
         stem = self.backbone.stem(
-            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids[:, :3]
+            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids[:, :TASK]
         )
+        stem = _told(stem, guidance)
         carried = None if self.carry is None else self.carry(source, first)
         reference = first if carried is None else carried.latents_btchw.to(first.dtype)
-        task = self._task(added_time_ids)
-        seen = Seen(sample, timestep, _told(stem, task), reference, task)
+        told = task if guidance is None else guidance if task is None else task + guidance
+        seen = Seen(sample, timestep, _told(stem, task), reference, told)
         sce = self.sce(seen, source)
         residuals = tuple(self.scale * self.injection_weight * r for r in sce.residuals_nchw)
         if sce.answer is None:
@@ -129,21 +135,33 @@ class GenPropNet(nn.Module):
         """The embedding of the kind of edit, `[B, D]`."""
         if self.tasks is None:
             return None
-        if added_time_ids.shape[1] != 4:
+        if (columns := added_time_ids.shape[1]) <= TASK:
             raise GenPropError(
-                f"added_time_ids has {added_time_ids.shape[1]} columns, expected 4: the last is the task",
+                f"added_time_ids has {columns} columns, expected 4: the fourth is the task",
                 "encode the data with tasks, or set net.tasks = false",
             )
-        return self.tasks(added_time_ids[:, 3].long())
+        return self.tasks(added_time_ids[:, TASK].long())
+
+    def _guidance(self, added_time_ids: Tensor) -> Tensor | None:
+        """The embedding of the guidance scale, `[B, D]`."""
+        if self.guidance is None:
+            return None
+        if (columns := added_time_ids.shape[1]) <= GUIDANCE:
+            raise GenPropError(
+                f"added_time_ids has {columns} columns, expected 5: the fifth is the guidance scale",
+                "give the scale of each sample (`Cond.with_guidance`), or set net.guidance = false",
+            )
+        return self.guidance(added_time_ids[:, GUIDANCE])
 
 
-def _told(stem: Stem, task_bd: Tensor | None) -> Stem:
-    """The stem with the task added to its time embedding."""
-    if task_bd is None:
+def _told(stem: Stem, embedding_bd: Tensor | None) -> Stem:
+    """The stem with the embedding of task or guidance added to its time embedding."""
+    if embedding_bd is None:
         return stem
     b, t = stem.image_only_bt.shape
-    of_each_frame = task_bd.to(stem.time_embedding_nd.dtype).repeat_interleave(t, dim=0, output_size=b * t)
-    return stem._replace(time_embedding_nd=stem.time_embedding_nd + of_each_frame)
+    time_nd = stem.time_embedding_nd
+    of_each_frame = embedding_bd.to(time_nd.dtype).repeat_interleave(t, dim=0, output_size=b * t)
+    return stem._replace(time_embedding_nd=time_nd + of_each_frame)
 
 
 def inject(

@@ -46,6 +46,7 @@ NAMES = {
     "sce.": "content encoder",
     "mpd.": "mask decoder",
     "tasks.": "task embedding",
+    "guidance.": "guidance embedding",
     "gate.": "gate",
     "carry.": "carry",
     "backbone.": "backbone",

@@ -30,16 +30,16 @@ Place = Literal["skips", "blocks", "stem"]
 class Seen(NamedTuple):
     """What a content encoder may read beside the original.
 
-    `sample` and `timestep` are the network's own arguments; `stem` is the backbone's, its time embedding
-    with the task's added; `reference` is the edited first frame in every frame, carried along where the
-    network has a carry; `task` is the embedding of the kind of edit, None in networks without one.
+    `sample` and `timestep` are the network's own arguments; `told` is the sum of the embeddings of task and
+    guidance scale, None in networks without either; `stem` is the backbone's, `told` in its time embedding;
+    `reference` is the edited first frame in every frame, carried along where the network has a carry.
     """
 
     sample_btchw: Tensor
     timestep_b: Tensor
     stem: Stem
     reference_btchw: Tensor
-    task_bd: Tensor | None
+    told_bd: Tensor | None
 
 
 class SceOut(NamedTuple):

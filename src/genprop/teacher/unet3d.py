@@ -76,8 +76,8 @@ class UNet3d(nn.Module):
     def forward(self, seen: Seen, source_btchw: Tensor) -> SceOut:
         timestep = seen.timestep_b.expand(len(source_btchw))
         time = self.time_embedding(self.time_proj(timestep).to(source_btchw.dtype))
-        if seen.task_bd is not None:
-            time = time + seen.task_bd.to(time.dtype)
+        if seen.told_bd is not None:
+            time = time + seen.told_bd.to(time.dtype)
         x = torch.cat([seen.sample_btchw, seen.reference_btchw, source_btchw], dim=2)
         velocity, penultimate, features = self.levels(x.transpose(1, 2), time)
         by_frame = [x_bcthw.transpose(1, 2).flatten(0, 1) for x_bcthw in (penultimate, *features)]
