@@ -20,7 +20,8 @@ from genprop.distill.trajectories import make_trajectories, trajectory
 from genprop.edm import Guided, NetDenoiser, karras_sigmas
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
-from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
+from genprop.student.clone import clone, load_model, trained_tensors
+from genprop.student.lora import save_lora, set_lora
 from genprop.teacher.fits import available_memory, check_fits
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
@@ -52,7 +53,7 @@ def distill(
     check_fits(plan_distillation(teacher, config), available_memory())
     bundle, net, base = load_model(teacher)
     config = of_teacher(config, bundle)
-    rank, sampling = config.distill.adapter.rank, config.sampling
+    sampling = config.sampling
     samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
     for module in (net, base.autoencoder, base.image_encoder):
         module.to(process_state().device)
@@ -67,7 +68,7 @@ def distill(
         seed=config.student.seed,
     )
 
-    student = clone(net, rank=rank)
+    student = clone(net, adapter=config.distill.adapter)
     if config.student.checkpointing:
         checkpoint_blocks(student)
     if start is not None:
