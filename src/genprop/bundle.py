@@ -1,6 +1,6 @@
 """A model folder: what a bundle holds, how it is written, and how it is checked when it is read.
 
-    bundle.json         kind, configuration, base and its hash, few-step sigmas, hash of every file
+    bundle.json         kind, configuration, base and its hash, few-step sigmas and eta, hash of every file
     net.safetensors     what was trained: content encoder, mask decoder (and a student's full backbone)
     lora/               a student's LoRA on the backbone, in peft's own layout
 
@@ -15,10 +15,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -32,7 +33,12 @@ from genprop.settings import Model
 
 
 class Card(Model):
-    """`bundle.json`."""
+    """`bundle.json`.
+
+    Attributes:
+        sigmas: few-step noise levels by number of steps, without the final 0.
+        eta: share of fresh noise in few-step sampling, by number of steps; 1 where none is named.
+    """
 
     format: Literal[1] = 1
     kind: Literal["teacher", "student"]
@@ -40,6 +46,7 @@ class Card(Model):
     base: str
     base_sha256: str
     sigmas: dict[int, tuple[float, ...]] = Field(default_factory=dict)
+    eta: dict[int, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     files: dict[str, str]
 
 
@@ -107,6 +114,7 @@ def write_bundle(
     base: str | Path,
     tensors: Mapping[str, Tensor],
     sigmas: Mapping[int, tuple[float, ...]] | None = None,
+    eta: Mapping[int, float] | None = None,
     save_lora: Callable[[Path], None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Bundle:
@@ -121,11 +129,7 @@ def write_bundle(
     Raises:
         GenPropError: `folder` holds something that is not a bundle.
     """
-    if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
-        raise GenPropError(f"{folder} holds something that is not a bundle", "give a new or an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with _whole(folder) as staging:
         save_file(
             {k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}, staging / "net.safetensors"
         )
@@ -138,15 +142,84 @@ def write_bundle(
             base=_name_of_base(base, folder),
             base_sha256=base_sha256(locate_base(base, variant=variant), variant=variant),
             sigmas=dict(sigmas or {}),
+            eta=dict(eta or {}),
             files={str(p.relative_to(staging)): sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()},
         )
-        text = json.dumps(card.model_dump(mode="json"), indent=1)
-        (staging / "bundle.json").write_text(text + "\n", encoding="utf-8")
+        _write_card(card, staging / "bundle.json")
+    return read_bundle(folder)
+
+
+def check_schedule_target(bundle: Bundle, out: Path | None) -> None:
+    """Refuse what `reschedule` would refuse, before anything is measured.
+
+    Raises:
+        GenPropError: `bundle` is one of the package's and `out` is None, or `out` is something else.
+    """
+    inside = {locate(name).resolve(): name for name in EMBEDDED}
+    if out is not None:
+        _check_replaceable(out)
+    elif name := inside.get(bundle.folder.resolve()):
+        raise GenPropError(
+            f"{name} is part of the package, and its schedule would be overwritten",
+            "name a folder with --out",
+        )
+
+
+def reschedule(
+    bundle: Bundle,
+    *,
+    sigmas: Mapping[int, tuple[float, ...]],
+    eta: Mapping[int, float],
+    out: Path | None = None,
+) -> Bundle:
+    """A bundle with other few-step sigmas and eta, and the same weights; whole or not at all.
+
+    Args:
+        out: a folder for a copy; None replaces the card of the bundle itself.
+
+    Raises:
+        GenPropError: as `check_schedule_target`.
+    """
+    check_schedule_target(bundle, out)
+    card = bundle.card.model_copy(update={"sigmas": dict(sigmas), "eta": dict(eta)})
+    if out is None or out.resolve() == bundle.folder.resolve():
+        beside = bundle.folder / ".bundle.json"
+        try:
+            _write_card(card, beside)
+            os.replace(beside, bundle.folder / "bundle.json")
+        finally:
+            beside.unlink(missing_ok=True)
+        return read_bundle(bundle.folder)
+    with _whole(out) as staging:
+        for name in card.files:
+            (staging / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(bundle.folder / name, staging / name)
+        base = _name_of_base(bundle.base, out)
+        _write_card(card.model_copy(update={"base": base}), staging / "bundle.json")
+    return read_bundle(out)
+
+
+def _write_card(card: Card, file: Path) -> None:
+    file.write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
+        raise GenPropError(f"{folder} holds something that is not a bundle", "give a new or an empty folder")
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the block ends well, and vanishes if not."""
+    _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield staging
         staging.chmod(0o755)
         _put_in_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return read_bundle(folder)
 
 
 def _put_in_place(staging: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ specs they were exported from, so no name or shape stands in two places.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -66,6 +66,7 @@ class Manifest(Model):
     """`manifest.json`.
 
     Attributes:
+        sigmas, eta: few-step noise levels and shares of fresh noise, as in `bundle.json`.
         chunk: frames the autoencoder is given at a time; a temporal decoder mixes frames inside one chunk.
         files: SHA-256 of every file beside the manifest.
         weights: SHA-256 of every file of the bundle, and of its base (as in `bundle.json`).
@@ -77,6 +78,7 @@ class Manifest(Model):
     kind: Literal["teacher", "student"]
     config: Config
     sigmas: dict[int, tuple[float, ...]]
+    eta: dict[int, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     scaling_factor: float
     latent_channels: int = Field(gt=0)
     chunk: int = Field(gt=0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genprop.bundle import read_bundle, write_bundle
 from genprop.config import Config
+from genprop.distill_settings import AdapterConfig
 from genprop.edm import NetDenoiser
 from genprop.errors import GenPropError
 from genprop.export.onnx import export_onnx, stage_modules
@@ -24,7 +25,8 @@ from genprop.hub import sha256
 from genprop.manifest import Manifest, Parity, read_manifest
 from genprop.runtime.backends import Stages, open_stages
 from genprop.sampling import consistency
-from genprop.student.clone import add_lora, load_model, save_lora, trained_tensors
+from genprop.student.clone import load_model, trained_tensors
+from genprop.student.lora import add_lora, save_lora
 from genprop.teacher.base import new_base, save_base
 from genprop.teacher.net import GenPropNet
 from genprop.types import Cond
@@ -41,7 +43,7 @@ def bundle(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
     base = new_base(small_config.base, seed=0)
     save_base(base, folder / "base")
     net = GenPropNet(base.backbone, small_config.net, small_config.sce)
-    add_lora(net, rank=2)
+    add_lora(net, adapter=AdapterConfig(rank=2))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in net.parameters():

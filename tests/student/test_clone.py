@@ -7,24 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from genprop.bundle import Bundle, write_bundle
 from genprop.config import Config
+from genprop.distill_settings import AdapterConfig
 from genprop.errors import GenPropError
-from genprop.student.clone import (
-    clone,
-    has_lora,
-    load_model,
-    lora_targets,
-    merge_lora,
-    save_lora,
-    trained_tensors,
-)
+from genprop.student.clone import clone, load_model, merge_bundle, trained_tensors
+from genprop.student.lora import has_lora, save_lora
 from genprop.teacher.base import Base, new_base, save_base
 from genprop.teacher.net import GenPropNet
-from genprop.teacher.unet import Backbone
 
 RANK = 4
 Enliven = Callable[[nn.Module], nn.Module]
@@ -43,7 +35,7 @@ def teacher(small_base: Base, small_config: Config, enliven: Enliven) -> GenProp
 def trained(teacher: GenPropNet, enliven: Enliven, *, rank: int) -> GenPropNet:
     """A student after some training: everything of it that trains has moved."""
     torch.manual_seed(1)
-    student = clone(teacher, rank=rank).eval()
+    student = clone(teacher, adapter=AdapterConfig(rank=rank)).eval()
     enliven(student)
     return student
 
@@ -62,34 +54,26 @@ def write(folder: Path, student: GenPropNet, base: Base, config: Config, *, rank
         base=folder / "base",
         tensors=trained_tensors(student, backbone=rank == 0),
         sigmas={1: (80.0,)},
+        eta={1: 0.5},
         save_lora=(lambda lora: save_lora(student, lora, rank=rank)) if rank else None,
     )
 
 
 @pytest.mark.parametrize("rank", [0, RANK])
 def test_a_student_starts_as_its_teacher(teacher: GenPropNet, net_inputs: Inputs, rank: int) -> None:
-    student = clone(teacher, rank=rank).eval()
+    student = clone(teacher, adapter=AdapterConfig(rank=rank)).eval()
     assert distance(student, teacher, net_inputs) == 0
     assert has_lora(student) == (rank > 0) and not has_lora(teacher)
 
 
 def test_rank_zero_trains_everything(teacher: GenPropNet) -> None:
-    assert all(p.requires_grad for p in clone(teacher, rank=0).parameters())
+    assert all(p.requires_grad for p in clone(teacher, adapter=AdapterConfig(rank=0)).parameters())
 
 
 def test_with_a_lora_the_backbone_itself_stays_frozen(teacher: GenPropNet) -> None:
-    student = clone(teacher, rank=RANK)
+    student = clone(teacher, adapter=AdapterConfig(rank=RANK))
     for name, parameter in student.named_parameters():
         assert parameter.requires_grad == (not name.startswith("backbone.") or ".lora_" in name), name
-
-
-def test_every_linear_layer_and_convolution_gets_a_lora_of_the_rank(teacher: GenPropNet) -> None:
-    targets = lora_targets(teacher.backbone)
-    assert {"conv_in", "conv_out", "time_embedding.linear_1"} < set(targets)
-    assert any("attn1.to_q" in t for t in targets) and any("temporal_res_block.conv1" in t for t in targets)
-    down = {n: p for n, p in clone(teacher, rank=RANK).backbone.named_parameters() if ".lora_A." in n}
-    assert {n.split(".lora_A.")[0] for n in down} == set(targets)
-    assert all(p.shape[0] == RANK for p in down.values())
 
 
 @pytest.mark.parametrize("rank", [0, RANK])
@@ -105,19 +89,6 @@ def test_training_a_student_leaves_its_teacher_as_it_was(
     assert flags == {name: p.requires_grad for name, p in teacher.named_parameters()}
     theirs = {p.untyped_storage().data_ptr() for p in teacher.parameters()}
     assert theirs.isdisjoint(p.untyped_storage().data_ptr() for p in student.parameters())
-
-
-def test_merged_equals_unmerged(teacher: GenPropNet, net_inputs: Inputs, enliven: Enliven) -> None:
-    student, merged = (trained(teacher, enliven, rank=RANK) for _ in range(2))
-    merge_lora(merged)
-    assert not has_lora(merged)
-    assert list(merged.state_dict()) == list(teacher.state_dict())
-    assert distance(merged, student, net_inputs) < 1e-5
-    bare = clone(teacher, rank=0).eval()
-    bare.load_state_dict(
-        {n: v for n, v in student.state_dict().items() if not n.startswith("backbone.")}, strict=False
-    )
-    assert distance(bare, student, net_inputs) > 1e-2  # the LoRA is what was merged
 
 
 @pytest.mark.parametrize(("rank", "merge"), [(0, True), (RANK, True), (RANK, False)])
@@ -139,23 +110,6 @@ def test_round_trip_through_a_bundle(
     assert distance(net, student, net_inputs) < 1e-5
 
 
-def test_the_lora_folder_is_a_standard_adapter_of_peft(
-    teacher: GenPropNet, small_config: Config, net_inputs: Inputs, enliven: Enliven, tmp_path: Path
-) -> None:
-    student = trained(teacher, enliven, rank=RANK)
-    save_lora(student, tmp_path / "lora", rank=RANK)
-    backbone = new_base(small_config.base, seed=0).backbone.eval()
-    sample, timestep, first, _, embedding, ids = net_inputs
-    arguments = (torch.cat([sample, first], dim=2), timestep, embedding, ids)
-    with torch.no_grad():
-        before = backbone(*arguments).sample
-        adapted = PeftModel.from_pretrained(backbone, str(tmp_path / "lora")).eval()  # type: ignore[arg-type]
-        got, expected = adapted(*arguments).sample, student.backbone(*arguments).sample
-    assert isinstance(student.backbone, Backbone)
-    assert (got - expected).abs().max() < 1e-5
-    assert (before - expected).abs().max() > 1e-2
-
-
 def test_a_model_whose_base_was_changed_is_refused(
     teacher: GenPropNet, small_config: Config, enliven: Enliven, tmp_path: Path
 ) -> None:
@@ -164,3 +118,31 @@ def test_a_model_whose_base_was_changed_is_refused(
     save_base(new_base(small_config.base, seed=1), tmp_path / "base")
     with pytest.raises(GenPropError, match="was trained on"):
         load_model(tmp_path / "student")
+
+
+def test_a_merged_bundle_is_the_same_student_without_a_lora(
+    teacher: GenPropNet, small_config: Config, net_inputs: Inputs, enliven: Enliven, tmp_path: Path
+) -> None:
+    student = trained(teacher, enliven, rank=RANK)
+    before = write(tmp_path, student, new_base(small_config.base, seed=0), small_config, rank=RANK)
+    made = merge_bundle(tmp_path / "student", tmp_path / "elsewhere" / "merged")
+    assert made.lora is None and made.card.files.keys() == {"net.safetensors"}
+    assert (made.card.config, made.card.kind, made.card.base_sha256) == (
+        before.card.config,
+        "student",
+        before.card.base_sha256,
+    )
+    assert (made.card.sigmas, made.card.eta) == ({1: (80.0,)}, {1: 0.5})
+    _, net, _ = load_model(tmp_path / "elsewhere" / "merged")
+    assert not has_lora(net) and distance(net, student, net_inputs) < 1e-5
+    assert distance(net, teacher, net_inputs) > 1e-2
+
+
+def test_a_student_without_a_lora_has_nothing_to_merge(
+    teacher: GenPropNet, small_config: Config, tmp_path: Path
+) -> None:
+    student = clone(teacher, adapter=AdapterConfig(rank=0))
+    write(tmp_path, student, new_base(small_config.base, seed=0), small_config, rank=0)
+    with pytest.raises(GenPropError, match="has no LoRA"):
+        merge_bundle(tmp_path / "student", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

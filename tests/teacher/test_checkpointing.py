@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genprop.distill_settings import AdapterConfig
 from genprop.settings import NetConfig, SceConfig
 from genprop.student.clone import clone
 from genprop.teacher.base import Base
@@ -104,7 +105,7 @@ def test_a_copy_keeps_the_setting_and_no_key_changes(net: GenPropNet, net_inputs
 def test_a_student_with_a_lora_trains_the_same(small_base: Base, net_inputs: tuple[Tensor, ...]) -> None:
     torch.manual_seed(0)
     teacher = GenPropNet(small_base.backbone, NetConfig(mpd_hidden=(32, 16)), SceConfig())
-    student = clone(teacher, rank=4)
+    student = clone(teacher, adapter=AdapterConfig(rank=4))
     plain = step(student, net_inputs)
     checkpoint_blocks(student)
     checkpointed = step(student, net_inputs)

@@ -63,7 +63,7 @@ def outline_student(config: Config, how: How) -> Training:
     base, sampling = frozen_base(config, how), config.sampling
     net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(False)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
-    student = clone(net, rank=config.distill.adapter.rank)
+    student = clone(net, adapter=config.distill.adapter)
     weight = config.distill.rewards.texture.weight
     rewards = {"texture": (weight, TextureReward(base.autoencoder))} if weight else {}
     objective = ConsistencyObjective(student, base.image_encoder, config, rewards=rewards)

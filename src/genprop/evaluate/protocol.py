@@ -162,8 +162,9 @@ def exported(model: str | Path, folder: Path) -> Path:
             pass
         else:
             card = bundle.card
-            ours = (card.kind, card.config, card.sigmas, weight_hashes(bundle), versions())
-            if ours == (found.kind, found.config, found.sigmas, found.weights, found.versions):
+            ours = (card.kind, card.config, card.sigmas, card.eta, weight_hashes(bundle), versions())
+            theirs = (found.kind, found.config, found.sigmas, found.eta, found.weights, found.versions)
+            if ours == theirs:
                 return folder
     export_onnx(model, folder)
     return folder

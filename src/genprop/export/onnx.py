@@ -140,6 +140,7 @@ def export_onnx(bundle: str | Path, out: Path, *, opset: int = 20, verify: bool 
             kind=model.card.kind,
             config=config,
             sigmas=model.card.sigmas,
+            eta=model.card.eta,
             scaling_factor=vae.scaling_factor,
             latent_channels=latent_channels,
             chunk=chunk,

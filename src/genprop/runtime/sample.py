@@ -93,7 +93,8 @@ def sample_window(
     """Sample one window at the model's size.
 
     The generator is drawn from in the order of diffusers' pipeline for SVD: the augmentation of the
-    first frame, then the noise of the latents, then (a student) the fresh noise of each further step.
+    first frame, then the noise of the latents, then the fresh noise of each step (a student whose eta for
+    so many steps is above 0).
 
     Args:
         source: the original frames, `[1, T, 3, H, W]` in [-1, 1].
@@ -129,7 +130,8 @@ def sample_window(
             latents, mask_logits = euler(guided, noise, sigmas, cond)
         else:
             fresh = None if deterministic else generator
-            latents, mask_logits = consistency(denoiser, noise, sigmas, cond, generator=fresh)
+            eta = stages.eta.get(len(sigmas) - 1, 1.0)
+            latents, mask_logits = consistency(denoiser, noise, sigmas, cond, generator=fresh, eta=eta)
     with clock.stage("decode"):
         decoded = stages.decode(latents)
     frames = torch.cat([edited[:, None], decoded[:, 1:].float()], dim=1)

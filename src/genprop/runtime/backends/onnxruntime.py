@@ -94,4 +94,5 @@ def open_onnxruntime(folder: Path) -> Stages:
         decode=by_chunks("autoencoder_decoder"),
         embed=lambda frame: image_encoder(frame)[0],
         device=torch.device("cpu"),
+        eta=manifest.eta,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Stages:
         encode: frames `[1, T, 3, H, W]` in [-1, 1] to unscaled latents `[1, T, C, h, w]`.
         decode: scaled latents `[1, T, C, h, w]` to frames `[1, T, 3, H, W]`.
         embed: a frame `[1, 3, H, W]` in [-1, 1] to its embedding `[1, 1, D]`.
+        eta: share of fresh noise in few-step sampling, by number of steps; 1 where none is named.
     """
 
     backend: str
@@ -40,3 +41,4 @@ class Stages:
     decode: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
     device: torch.device
+    eta: Mapping[int, float] = field(default_factory=dict)

@@ -50,4 +50,5 @@ def open_torch(model: str | Path, *, compiled: bool = False) -> Stages:
         decode=on_device(base.autoencoder.decode, device),
         embed=on_device(base.image_encoder, device),
         device=device,
+        eta=bundle.card.eta,
     )
