@@ -50,9 +50,7 @@ class Truth:
 
 @pytest.fixture
 def config() -> Config:
-    return load_config(
-        "tiny", [f"sampling.steps={FULL}", "sampling.sigma_max=20", "sampling.sigma_min=0.01"]
-    )
+    return load_config("tiny", [f"sampling.steps={FULL}", "sampling.sigma_max=20", "sampling.sigma_min=0.01"])
 
 
 @pytest.fixture

@@ -10,26 +10,30 @@ from collections.abc import Sequence
 from html import escape
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d1d21; --quiet: #666670; --line: #dcdce2; --back: #fff; --mark: #fff1b8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececf0; --quiet: #a0a0aa; --line: #3b3b44; --back: #18181b; --mark: #574a12; }
-}
+:root { color-scheme: light dark;
+  --ink: #1d1d21; --quiet: #666670; --line: #dcdce2; --back: #fff; --mark: #fff1b8; }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #ececf0; --quiet: #a0a0aa; --line: #3b3b44; --back: #18181b; --mark: #574a12; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
-       max-width: 1100px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; margin: .4rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-p.lead { font-size: 1.1rem; } .quiet, figcaption { color: var(--quiet); font-size: .9rem; }
-.wide { overflow-x: auto; } figure { margin: .6rem 0 1.2rem; }
-figure img { max-width: 100%; min-width: min(100%, 44rem); background: #fff; border-radius: 6px; display: block; }
-@media (max-width: 44rem) { figure img.figure { min-width: 44rem; } }
+  max-width: 1100px; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; margin: .4rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p.lead { font-size: 1.1rem; }
+.quiet, figcaption, summary { color: var(--quiet); font-size: .9rem; }
+.wide { overflow-x: auto; }
+figure { margin: .6rem 0 1.2rem; }
+figure img { max-width: 100%; display: block; background: #fff; border-radius: 6px; }
+@media (max-width: 44rem) { .wide img { max-width: none; width: 44rem; } }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .25rem .7rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--quiet); font-weight: 600; } td.text, th.text { text-align: left; white-space: normal; }
-td.text { max-width: 30rem; overflow-wrap: anywhere; }
-td small { color: var(--quiet); }
-pre { font-size: .85rem; overflow-x: auto; line-height: 1.45; } mark { background: var(--mark); color: inherit; }
-details > summary { cursor: pointer; color: var(--quiet); }
-.side { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); }
-.side figure img { min-width: 0; }
+th, td { padding: .25rem .8rem .25rem 0; text-align: right; vertical-align: top; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th { color: var(--quiet); font-weight: 600; }
+td.text, th.text { text-align: left; white-space: normal; max-width: 28rem; overflow-wrap: anywhere; }
+small { color: var(--quiet); }
+pre { font-size: .85rem; line-height: 1.45; overflow-x: auto; }
+mark { background: var(--mark); color: inherit; }
+summary { cursor: pointer; }
+.side { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 """
 
 
@@ -63,7 +67,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1
     def cell(tag: str, i: int, value: str) -> str:
         large, _, small = value.partition("\n")
         inner = escape(large) + (f"<br><small>{escape(small)}</small>" if small else "")
-        return f'<{tag}{" class=text" if i < text else ""}>{inner}</{tag}>'
+        return f"<{tag}{' class=text' if i < text else ''}>{inner}</{tag}>"
 
     def row(tag: str, values: Sequence[str]) -> str:
         return f"<tr>{''.join(cell(tag, i, value) for i, value in enumerate(values))}</tr>"
@@ -72,13 +76,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1
     return f'<div class="wide"><table>{row("th", header)}{body}</table></div>'
 
 
-def picture(png: bytes | None, caption: str = "", *, kind: str = "figure") -> str:
-    """A PNG inside the page; nothing without one. `kind` "figure" keeps its size on a phone and scrolls."""
-    if png is None:
+def picture(image: bytes | None, caption: str = "", *, kind: str = "png") -> str:
+    """A PNG (or `kind`) inside the page, which keeps a legible size on a phone; nothing without one."""
+    if image is None:
         return ""
-    data = base64.b64encode(png).decode()
-    image = f'<img class="{kind}" alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-    return f'<figure><div class="wide">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    data = base64.b64encode(image).decode()
+    shown = f'<img alt="{escape(caption)}" src="data:image/{kind};base64,{data}">'
+    return f'<figure><div class="wide">{shown}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def side_by_side(parts: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genprop.distill.records import Curve
+from genprop.distill.records import Curve, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,22 +76,40 @@ def beside(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     )  # fmt: skip
 
 
-def above(axes: Axes, x: float, y: float, text: str, colour: str, *, side: str = "center") -> None:
-    """Over a point."""
+def above(axes: Axes, x: float, y: float, text: str, colour: str, *, side: str = "right") -> None:
+    """Over a point; `side` is the end of the text that is there."""
     axes.annotate(
-        text, (x, y), xytext=(0, 5), textcoords="offset points", ha=side, fontsize=SMALL + 0.5,
+        text, (x, y), xytext=(0, 6), textcoords="offset points", ha=side, fontsize=SMALL + 0.5,
         color=colour, fontweight="bold", annotation_clip=False,
     )  # fmt: skip
 
 
+def level(axes: Axes, value: float, text: str, colour: str, *, style: str, side: str = "right") -> None:
+    """A horizontal line with its name on it."""
+    axes.axhline(value, color=colour, lw=1.1, ls=style, zorder=1)
+    axes.annotate(
+        text, (0.01 if side == "left" else 0.99, value), xycoords=("axes fraction", "data"),
+        xytext=(0, 2), textcoords="offset points", ha=side, fontsize=SMALL, color=colour,
+    )  # fmt: skip
+
+
+def at_edge(axes: Axes, value: float, text: str, *, up: bool, side: str) -> None:
+    """What lies beyond the panel, above (`up`) or below, as a note on its edge."""
+    axes.annotate(
+        f"{'↑' if up else '↓'} {text} {value:.3g}", (0.01 if side == "left" else 0.99, 0.99 if up else 0.01),
+        xycoords="axes fraction", ha=side, va="top" if up else "bottom", fontsize=SMALL, color=QUIET,
+    )  # fmt: skip
+
+
 def updates(axes: Sequence[Axes], *, columns: int) -> None:
-    """The axis of updates; it is named under the lowest panel of each column."""
+    """The axis of updates; it is named under the last row."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    short = FuncFormatter(lambda n, _: f"{n / 1000:g}k" if n >= 1000 else f"{n:g}")
     for i, panel in enumerate(axes):
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1000:g}k" if n >= 1000 else f"{n:g}"))
-        if i + columns >= len(axes):
+        panel.xaxis.set_major_formatter(short)
+        if i // columns == (len(axes) - 1) // columns:
             panel.set_xlabel("updates", fontsize=SMALL, color=QUIET)
 
 
@@ -128,9 +146,9 @@ def legend(figure: Figure, names: Sequence[tuple[str, str, str]]) -> None:
         )  # fmt: skip
 
 
-def colours(count: int) -> list[str]:
-    """One a run; they begin again where there are more runs than colours."""
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def coloured(runs: Sequence[Run]) -> list[tuple[Run, str]]:
+    """Each run and its colour; they begin again where there are more runs than colours."""
+    return [(run, COLOURS[i % len(COLOURS)]) for i, run in enumerate(runs)]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -97,13 +98,12 @@ def measure_quality(
     tallies = [_Tally() for _ in ways]
     device = next(objective.parameters()).device
     count = len(held_out["target"])
-    seeds = Draws.of(seed, count)
-    noises = seeds.randn(*held_out["target"].shape[1:])
+    noises = Draws.of(seed, count).randn(*held_out["target"].shape[1:])
     with torch.no_grad():
         for i in range(count):
             inputs = objective.inputs({name: v[i : i + 1].to(device) for name, v in held_out.items()}, None)
             case = Case(i, inputs, noises[i : i + 1].to(device), torch.empty(0, device=device))
-            (endpoint, logits), seconds = _timed(lambda case=case: reference.make(case, None), device)
+            (endpoint, logits), seconds = _timed(partial(reference.make, case, None), device)
             case = case._replace(endpoint=endpoint)
             truth = _frames(autoencoder, inputs.target)
             mask = held_out["mask"][i].cpu().numpy()
@@ -111,8 +111,8 @@ def measure_quality(
                 if way is reference:
                     x0, guess, took = endpoint, logits, seconds
                 else:
-                    fresh = torch.Generator().manual_seed(seed * 1_000_003 + i)
-                    (x0, guess), took = _timed(lambda way=way, fresh=fresh, case=case: way.make(case, fresh), device)
+                    make = partial(way.make, case, torch.Generator().manual_seed(seed * 1_000_003 + i))
+                    (x0, guess), took = _timed(make, device)
                 tally.frames(_frames(autoencoder, x0), truth, mask)
                 if guess is not None:
                     tally.iou.add(_mask(guess, mask.shape), mask)

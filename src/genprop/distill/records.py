@@ -94,7 +94,8 @@ class Run:
     @property
     def updates(self) -> int:
         """The last update in the log."""
-        return int(max((c.steps[-1] for c in (*self.training.values(), *self.validation.values())), default=0))
+        curves = (*self.training.values(), *self.validation.values())
+        return int(max((curve.steps[-1] for curve in curves), default=0))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -127,7 +128,8 @@ def read_run(folder: Path) -> Run:
     quality = _rows(_read(folder / "quality.json", object, missing, "quality on held-out clips"))
     schedule = _read(folder / "schedule.json", dict, missing, "the sampling schedule")
     cards = _rows(_read(folder / "rewards.json", object, missing, "the rewards' cards"))
-    sheets = {int(p.stem.removeprefix("step-")): p for p in sorted((folder / "samples").glob("step-*.png"))}
+    pictures = {p.stem.removeprefix("step-"): p for p in sorted((folder / "samples").glob("step-*.png"))}
+    sheets = {int(step): picture for step, picture in pictures.items() if step.isdecimal()}
     if not sheets:
         missing.append("samples/step-*.png: contact sheets")
     return Run(
@@ -162,10 +164,10 @@ def read_log(path: Path) -> dict[str, Curve]:
 def row_of(table: Mapping[str, Any]) -> QualityRow:
     """A row as JSON has it: null is nan, keys of other versions are passed over."""
     known = {f.name for f in fields(QualityRow)}
-    row = {"name": "?", "evaluations": 0} | {k: math.nan if v is None else v for k, v in table.items() if k in known}
-    if not isinstance(row.get("rewards", {}), dict):
-        del row["rewards"]
-    return QualityRow(**row)
+    row = {name: math.nan if value is None else value for name, value in table.items() if name in known}
+    scores = table.get("rewards") or {}
+    row["rewards"] = {name: math.nan if value is None else value for name, value in scores.items()}
+    return QualityRow(**{"name": "?", "evaluations": 0, **row})
 
 
 def quality_document(rows: Sequence[QualityRow]) -> dict[str, Any]:
