@@ -146,6 +146,28 @@ class Sharpness:
 
 
 @dataclass
+class Motion:
+    """Mean absolute change from frame to frame in the hole over the truth's: 1 is right, below is still,
+    above flickers.
+
+    Of pixels that lie in the hole of both frames, so that what moves is the filling and not its outline.
+    """
+
+    _got: float = 0.0
+    _expected: float = 0.0
+
+    def add(self, frames: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> None:
+        """One clip: `frames` against `truth`, uint8 `[T, H, W, 3]`, under the true `mask`."""
+        assert frames.shape == truth.shape == (*mask.shape, 3)
+        self._got += _change(frames[1:], mask[1:])
+        self._expected += _change(truth[1:], mask[1:])  # over as many pairs: the counts cancel
+
+    @property
+    def value(self) -> float:
+        return self._got / self._expected if self._expected else nan
+
+
+@dataclass
 class EndpointPsnr:
     """PSNR, in latents, of deterministic samples against the teacher's endpoints from the same noise.
 
@@ -181,3 +203,8 @@ def _gradient(frames: np.ndarray, mask: np.ndarray) -> float:
     down = np.abs(np.diff(image, axis=1))[mask[:, 1:] & mask[:, :-1]]
     right = np.abs(np.diff(image, axis=2))[mask[:, :, 1:] & mask[:, :, :-1]]
     return float(down.sum() + right.sum())
+
+
+def _change(frames: np.ndarray, mask: np.ndarray) -> float:
+    """The sum of absolute differences between neighbouring frames in both their masks, over all channels."""
+    return float(np.abs(np.diff(_unit(frames), axis=0))[mask[1:] & mask[:-1]].sum())
