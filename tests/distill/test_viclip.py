@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -177,27 +176,24 @@ def test_other_than_eight_frames_are_refused(reward, rng, count):
         reward.prepare(frames)
 
 
-def test_captions_are_read_to_their_end_and_no_further(reward, monkeypatch, rng):
-    asked = []
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> str:
+    """A CLIP tokenizer of two letters, whose end token has the highest id, as CLIP's has."""
+    words = {"a</w>": 3, "b</w>": 4, "<|startoftext|>": 98, "<|endoftext|>": END}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    return str(tmp_path)
 
-    def tokenize(texts, *, tokenizer, pad, length):
-        asked.append((tokenizer, length))
-        ids = torch.full((len(texts), length), pad)
-        for row, text in zip(ids, texts, strict=True):
-            tokens = [98, *map(int, text.split()), END]
-            row[: len(tokens)] = torch.tensor(tokens)
-        return ids
 
-    stub = ModuleType("tokens")
-    monkeypatch.setattr(stub, "tokenize", tokenize, raising=False)
-    monkeypatch.setitem(sys.modules, "genprop.distill.rewards.tokens", stub)
-    prepared = reward.prepare(["3 4", "4 3"])
-    assert asked == [("unused", 9)]
-    assert torch.allclose(prepared.norm(dim=1), torch.ones(2)) and not torch.allclose(*prepared, atol=1e-3)
+def test_captions_are_read_to_their_end_and_no_further(folder, vocabulary, rng):
+    reward = open_viclip(str(folder), tokenizer=vocabulary)
+    prepared = reward.prepare(["a b", "b a", "a " * 50])
+    assert prepared.shape == (3, 32) and torch.allclose(prepared.norm(dim=1), torch.ones(3))
+    assert not torch.allclose(prepared[0], prepared[1], atol=1e-3)
     padded_otherwise = torch.tensor([[98, 3, 4, END, 5, 6, 7, 8, 9]])
     embedded = reward.network.text_encoder(padded_otherwise)
     assert torch.allclose(embedded / embedded.norm(), prepared[:1], atol=1e-6)
-    assert (reward(clips(rng), prepared).abs() <= 1).all()
+    assert (reward(clips(rng), prepared[:2]).abs() <= 1).all()
 
 
 def clip_names(weights: dict[str, Tensor], tower: str, prefix: str) -> dict[str, Tensor]:
