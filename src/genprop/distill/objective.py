@@ -24,7 +24,7 @@ from genprop.distill.targets import Asked, grid, land, phase_of, stepped_target,
 from genprop.draws import Draws
 from genprop.edm import Denoiser, Guided, NetDenoiser, add_noise, precondition
 from genprop.latents import ImageEncoder
-from genprop.loop import OwnOptimizer
+from genprop.adaptive import OwnOptimizer
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.types import NetOut

@@ -8,12 +8,14 @@ import torch
 
 from genprop.bundle import Bundle, read_bundle
 from genprop.config import Config
+from genprop.distill.adversarial import AdversarialTerm
 from genprop.distill.objective import ConsistencyObjective
-from genprop.distill.texture import TextureReward
-from genprop.distill.trajectories import SHARD
+from genprop.distill.rewards.terms import open_rewards
+from genprop.distill_settings import RewardConfig
 from genprop.edm import Guided, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.student.clone import clone
+from genprop.student.guidance import with_guidance
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.teacher.outline import (
@@ -59,32 +61,50 @@ def plan_student(config: Config, *, base: str | Path | None = None, how: How | N
 
 
 def outline_student(config: Config, how: How) -> Training:
-    """`distill.train` in short: trajectories by the guided teacher, then the student's step."""
-    base, sampling = frozen_base(config, how), config.sampling
+    """`distill.train` in short: trajectories by the guided teacher, then the student's step.
+
+    The networks of HPSv2.1 and ViCLIP are not in it: what they weigh is known when they are there.
+    """
+    base, sampling, distill = frozen_base(config, how), config.sampling, config.distill
     net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(False)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
-    student = clone(net, adapter=config.distill.adapter)
-    weight = config.distill.rewards.texture.weight
-    rewards = {"texture": (weight, TextureReward(base.autoencoder))} if weight else {}
-    objective = ConsistencyObjective(student, base.image_encoder, config, rewards=rewards)
-    region, count = TeacherObjective(net, base.image_encoder, config), min(SHARD, config.distill.trajectories)
+    student = clone(net, adapter=distill.adapter)
+    if distill.guidance == "embedded":
+        with_guidance(student)
+    off = RewardConfig()
+    rewards = open_rewards(
+        distill.rewards.model_copy(update={"hps": off, "viclip": off}),
+        base.autoencoder,
+        base.image_encoder,
+        base_name=config.name,
+        frames=config.clip.frames,
+    )
+    adversarial = AdversarialTerm(net.backbone, distill.adversarial) if distill.adversarial.weight else None
+    objective = ConsistencyObjective(
+        student,
+        base.image_encoder,
+        config,
+        teacher=None if distill.precompute else guided,
+        rewards=rewards,
+        adversarial=adversarial,
+    )
+    region, count = TeacherObjective(net, base.image_encoder, config), config.student.batch_size
 
     def trajectories() -> None:
         inputs = region.inputs(empty_batch(config, base, count), None)
         guided(torch.zeros_like(inputs.target), torch.ones(count), inputs.cond)
 
-    calls = encoding(config, base) | {TRAJECTORIES: Call(trajectories, "before")}
+    calls = encoding(config, base)
     latents = empty_batch(config, base, 1)["target"].shape[1:]
+    more: dict[str, tuple[int, ...]] = {}
+    if distill.precompute:
+        calls |= {TRAJECTORIES: Call(trajectories, "before")}
+        more = {"trajectory": (distill.nodes + 1, *latents), "guidance": ()}
+    stays = not distill.precompute or adversarial is not None
     return Training(
         config.student,
         objective,
-        {"autoencoder": base.autoencoder, "teacher": net},
-        batch_loss(
-            objective,
-            config,
-            base,
-            config.student,
-            trajectory=(config.distill.nodes + 1, *latents),
-        ),
+        {"autoencoder": base.autoencoder, **({"teacher": net} if stays else {})},
+        batch_loss(objective, config, base, config.student, **more),
         calls | validation(config, base, objective.region, NetDenoiser(student)),
     )
