@@ -9,8 +9,9 @@ import torch
 from genprop.bundle import Bundle, read_bundle
 from genprop.config import Config
 from genprop.distill.objective import ConsistencyObjective
-from genprop.distill.texture import TextureReward
+from genprop.distill.rewards.terms import open_rewards
 from genprop.distill.trajectories import SHARD
+from genprop.distill_settings import RewardConfig
 from genprop.edm import Guided, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.student.clone import clone
@@ -58,14 +59,20 @@ def plan_student(config: Config, *, base: str | Path | None = None, how: How | N
     return make_plan(described, "student", outline_student, how or How())
 
 
+def without_downloads(config: Config) -> Config:
+    """Only the rewards that have no weights of their own: a plan fetches and reads none."""
+    off = {name: RewardConfig() for name in ("hps", "viclip")}
+    rewards = config.distill.rewards.model_copy(update=off)
+    return config.model_copy(update={"distill": config.distill.model_copy(update={"rewards": rewards})})
+
+
 def outline_student(config: Config, how: How) -> Training:
     """`distill.train` in short: trajectories by the guided teacher, then the student's step."""
     base, sampling = frozen_base(config, how), config.sampling
     net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(False)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
     student = clone(net, rank=config.distill.adapter.rank)
-    weight = config.distill.rewards.texture.weight
-    rewards = {"texture": (weight, TextureReward(base.autoencoder))} if weight else {}
+    rewards = open_rewards(without_downloads(config), base, name="base")
     objective = ConsistencyObjective(student, base.image_encoder, config, rewards=rewards)
     region, count = TeacherObjective(net, base.image_encoder, config), min(SHARD, config.distill.trajectories)
 
