@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from genprop.config import Config
 from genprop.distill.rewards.base import RewardCard
 from genprop.distill.rewards.choice import choose_frames, pick
 from genprop.distill.rewards.terms import RewardTerms, open_rewards, read_captions
-from genprop.distill_settings import RewardConfig, RewardsConfig
+from genprop.distill_settings import DistillConfig, RewardConfig, RewardsConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.teacher.base import Base
@@ -152,7 +153,7 @@ def test_a_caption_is_the_reference_of_every_frame_of_its_sample(base, batch):
     )
     assert read_captions(captions, name="near") == ["cat", "a dog", "été", "abcdefg"]
     terms = one(base, reference="text", frames=2)
-    assert terms.needs_captions and not terms.needs_teacher
+    assert terms.needs_captions
     found = call(terms, batch, captions=captions, seed=5)
     chosen = choose_frames(Draws.of(5, 4), total=FRAMES, window=1, count=2)
     frames = ((base.autoencoder.decode_window(pick(batch["x0"], chosen) / 0.5) + 1) / 2).clamp(0, 1)
@@ -191,12 +192,10 @@ def test_no_more_is_asked_for_than_the_teacher_scores_sample_by_sample(base, bat
     assert leaf.grad is not None and leaf.grad.flatten(1).any(1).tolist() == [False, False, True, True]
 
 
-def test_the_teacher_is_needed_for_a_hinge_and_as_reference_where_there_is_none(base, batch):
-    assert one(base, hinge=True).needs_teacher and not one(base).needs_teacher
-    of_teacher = one(base, hinge=True, reference="teacher")
-    assert of_teacher.needs_teacher and not of_teacher.cards()[0]["hinge"]
-    assert set(call(of_teacher, batch).scores) == {"reward_near"}
-    call(one(base), batch, teacher=None)
+def test_a_hinge_at_what_is_the_reference_itself_is_left_out(base, batch):
+    terms = one(base, hinge=True, reference="teacher")
+    assert terms.cards()[0]["hinge"] is False
+    assert set(call(terms, batch).scores) == {"reward_near"}
 
 
 # --- a batch may be split ---
@@ -234,7 +233,7 @@ def test_gradients_that_accumulate_add_up(base, batch):
 def test_the_memory_plan_can_run_it_on_tensors_without_contents(small_config):
     with fake_tensors():
         base = frozen_base(small_config, How())
-        terms = opened(base, frames=3, texture=RewardConfig(weight=1.0, reference="truth"))
+        terms = opened(base, small_config, frames=3, texture=RewardConfig(weight=1.0, reference="truth"))
         assert terms is not None
         video = torch.zeros(2, 3, 4, 8, 8)
         x0, mask = video.clone().requires_grad_(), torch.zeros(2, 3, 1, 8, 8)
@@ -246,21 +245,24 @@ def test_the_memory_plan_can_run_it_on_tensors_without_contents(small_config):
 # --- opening ---
 
 
-def opened(base: Base, *, frames: int = FRAMES, **rewards: RewardConfig) -> RewardTerms | None:
-    config = RewardsConfig(**rewards)  # type: ignore[arg-type]
-    return open_rewards(config, base.autoencoder, base.image_encoder, base_name="tiny-base", frames=frames)
+def opened(
+    base: Base, config: Config, *, frames: int = FRAMES, **rewards: RewardConfig
+) -> RewardTerms | None:
+    distill = DistillConfig(rewards=RewardsConfig(**rewards))  # type: ignore[arg-type]
+    clip = config.clip.model_copy(update={"frames": frames})
+    return open_rewards(config.model_copy(update={"clip": clip, "distill": distill}), base, name="tiny-base")
 
 
-def test_rewards_of_weight_zero_are_not_opened(base):
-    assert opened(base) is None
+def test_rewards_of_weight_zero_are_not_opened(base, small_config):
+    assert opened(base, small_config) is None
 
 
-def test_the_rewards_without_a_download_score_and_leave_a_card(base, batch):
+def test_the_rewards_without_a_download_score_and_leave_a_card(base, small_config, batch):
     both = {
         "encoder": RewardConfig(weight=0.5, reference="first", frames=2),
         "texture": RewardConfig(weight=2.0, reference="truth", frames=3, hinge=False),
     }
-    terms = opened(base, **both)
+    terms = opened(base, small_config, **both)
     assert terms is not None
     x0 = batch["x0"].clone().requires_grad_()
     found = call(terms, batch, x0=x0)
@@ -284,8 +286,10 @@ def test_the_rewards_without_a_download_score_and_leave_a_card(base, batch):
     }
 
 
-def test_texture_looks_only_into_the_hole(base, batch):
-    terms = opened(base, texture=RewardConfig(weight=1.0, reference="truth", frames=9, hinge=False))
+def test_texture_looks_only_into_the_hole(base, small_config, batch):
+    terms = opened(
+        base, small_config, texture=RewardConfig(weight=1.0, reference="truth", frames=9, hinge=False)
+    )
     assert terms is not None
     assert float(call(terms, batch, mask=torch.zeros_like(batch["mask"])).total) == 0
     assert float(call(terms, batch).total) < 0
@@ -295,9 +299,11 @@ def test_texture_looks_only_into_the_hole(base, batch):
     ("name", "reference"),
     [("encoder", "text"), ("texture", "first"), ("texture", "text"), ("viclip", "first")],
 )
-def test_a_reference_that_makes_no_sense_is_refused_before_anything_is_fetched(base, name, reference):
+def test_a_reference_that_makes_no_sense_is_refused_before_anything_is_fetched(
+    base, small_config, name, reference
+):
     with pytest.raises(GenPropError, match=f"{name}.reference is '{reference}', expected one of") as caught:
-        opened(base, **{name: RewardConfig(weight=1.0, reference=reference)})
+        opened(base, small_config, **{name: RewardConfig(weight=1.0, reference=reference)})
     assert f"{name}.weight=0" in caught.value.hint
 
 
@@ -309,7 +315,7 @@ def test_a_clip_shorter_than_the_window_is_refused(base):
 
 
 @pytest.mark.parametrize("name", ["hps", "viclip"])
-def test_weights_that_are_not_there_name_the_way_out(base, name, tmp_path):
+def test_weights_that_are_not_there_name_the_way_out(base, small_config, name, tmp_path):
     pytest.importorskip(f"genprop.distill.rewards.{name}")
     with pytest.raises(GenPropError) as caught:
         opened(

@@ -18,16 +18,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genprop.config import Config
 from genprop.distill.rewards.base import Reward
 from genprop.distill.rewards.choice import choose_frames, pick
 from genprop.distill.rewards.decode import LatentReward
 from genprop.distill.rewards.encoder import EncoderReward
 from genprop.distill.rewards.texture import TextureReward
-from genprop.distill_settings import RewardConfig, RewardsConfig
+from genprop.distill_settings import RewardConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.hub import EMBEDDED, locate
-from genprop.latents import Autoencoder, ImageEncoder
+from genprop.latents import Autoencoder
+from genprop.teacher.base import Base
 
 REFERENCES = {
     "hps": ("first", "truth", "teacher", "text"),
@@ -87,11 +89,6 @@ class RewardTerms:
         }
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether `__call__` wants the teacher's latents."""
-        return any(_hinged(c) or c.reference == "teacher" for c, _ in self.rewards.values())
-
-    @property
     def needs_captions(self) -> bool:
         """Whether `__call__` wants captions."""
         return any(config.reference == "text" for config, _ in self.rewards.values())
@@ -115,9 +112,9 @@ class RewardTerms:
         x0: Tensor,
         *,
         truth: Tensor,
+        teacher: Tensor,
         mask: Tensor,
         draws: Draws,
-        teacher: Tensor | None = None,
         captions: Tensor | None = None,
     ) -> RewardScores:
         """The rewards of x0; frame 0 is given and not looked at.
@@ -125,9 +122,9 @@ class RewardTerms:
         Args:
             x0: the student's, scaled latents `[B, T, C, h, w]`.
             truth: of the same shape; its frame 0 is the edited first frame.
+            teacher: of the same shape: its answer, without gradient.
             mask: where the edit is, on the latent grid, `[B, T, 1, h, w]`.
             draws: which frames are looked at.
-            teacher: the teacher's endpoint, where `needs_teacher`.
             captions: UTF-8, padded with zeros, uint8 `[B, L]`, where `needs_captions`.
 
         Raises:
@@ -141,18 +138,16 @@ class RewardTerms:
             elif config.reference == "first":
                 each = reward.prepare(truth[:, :1])
             else:
-                each = reward.prepare(
-                    pick(_given(teacher) if config.reference == "teacher" else truth, chosen),
-                    pick(mask, chosen),
-                )
-            # one caption, or one first frame, for all that is looked at of a sample
-            prepared = each.repeat_interleave(chosen.shape[:2].numel() // len(each), dim=0)
-            score = reward(pick(x0, chosen), prepared).unflatten(0, chosen.shape[:2]).mean(1)
+                video = truth if config.reference == "truth" else teacher
+                each = reward.prepare(pick(video, chosen), pick(mask, chosen))
+            looks = chosen.shape[:2]  # B, n; one caption or first frame stands for all n
+            prepared = each.repeat_interleave(looks.numel() // len(each), dim=0)
+            score = reward(pick(x0, chosen), prepared).unflatten(0, looks).mean(1)
             scores[f"reward_{name}"] = score.detach().mean()
             if _hinged(config):
                 with torch.no_grad():
-                    of_teacher = reward(pick(_given(teacher), chosen), prepared)
-                ceiling = of_teacher.unflatten(0, chosen.shape[:2]).mean(1)
+                    of_teacher = reward(pick(teacher, chosen), prepared)
+                ceiling = of_teacher.unflatten(0, looks).mean(1)
                 score = torch.where(score < ceiling, score, ceiling)
                 scores[f"reward_{name}_teacher"] = ceiling.mean()
                 scores[f"reward_{name}_hinged"] = score.detach().mean()
@@ -161,66 +156,64 @@ class RewardTerms:
 
 
 def open_rewards(
-    config: RewardsConfig,
-    autoencoder: Autoencoder,
-    image_encoder: ImageEncoder,
-    *,
-    base_name: str,
-    frames: int,
+    config: Config, base: Base, *, name: str, device: torch.device | str | None = None
 ) -> RewardTerms | None:
-    """The rewards whose weight is above 0, on the autoencoder's device; None if there is none.
+    """The rewards of `distill.rewards` whose weight is above 0; None if there is none.
 
     Args:
-        autoencoder, image_encoder: the base's, frozen, in eval mode, on their device.
-        base_name: what the base goes by: an embedded name, a hub id or a folder.
-        frames: of a clip.
+        base: frozen, in eval mode; what is used of it is used where it lies when a batch comes.
+        name: what the base goes by: an embedded name, a hub id or a folder.
+        device: of networks that are loaded here; where the autoencoder is now if None.
 
     Raises:
         GenPropError: a reward cannot be had, cannot be compared with its reference, or sees more frames than
             a clip has; names how to get it and how to do without.
     """
-    device = next(autoencoder.parameters()).device
+    rewards, autoencoder = config.distill.rewards, base.autoencoder
+    device = device or next(autoencoder.parameters()).device
 
     def hps() -> Reward:
         from genprop.distill.rewards.hps import open_hps
 
-        return open_hps(config.hps.path, tokenizer=config.hps.tokenizer, device=device)
+        return open_hps(rewards.hps.path, tokenizer=rewards.hps.tokenizer, device=device)
 
     def viclip() -> Reward:
         from genprop.distill.rewards.viclip import open_viclip
 
-        return open_viclip(config.viclip.path, tokenizer=config.viclip.tokenizer).to(device)
+        return open_viclip(rewards.viclip.path, tokenizer=rewards.viclip.tokenizer).to(device)
 
     def encoder() -> Reward:
-        return EncoderReward(image_encoder, source=base_name, licence=_licence(base_name))
+        return EncoderReward(base.image_encoder, source=name, licence=_licence(name))
 
     def texture() -> Reward:
         return TextureReward(autoencoder.downsampling)
 
     table: dict[str, tuple[RewardConfig, Callable[[], Reward]]] = {
-        "hps": (config.hps, hps),
-        "viclip": (config.viclip, viclip),
-        "encoder": (config.encoder, encoder),
-        "texture": (config.texture, texture),
+        "hps": (rewards.hps, hps),
+        "viclip": (rewards.viclip, viclip),
+        "encoder": (rewards.encoder, encoder),
+        "texture": (rewards.texture, texture),
     }
-    wanted = {name: entry for name, entry in table.items() if entry[0].weight}
-    for name, (settings, _) in wanted.items():  # before anything is downloaded
-        if settings.reference not in REFERENCES[name]:
+    wanted = {key: entry for key, entry in table.items() if entry[0].weight}
+    for key, (settings, _) in wanted.items():  # before anything is downloaded
+        if settings.reference not in REFERENCES[key]:
             raise GenPropError(
-                f"distill.rewards.{name}.reference is {settings.reference!r}, "
-                f"expected one of {', '.join(REFERENCES[name])}",
-                f"set it, or switch the reward off with distill.rewards.{name}.weight=0",
+                f"distill.rewards.{key}.reference is {settings.reference!r}, "
+                f"expected one of {', '.join(REFERENCES[key])}",
+                f"set it, or switch the reward off with distill.rewards.{key}.weight=0",
             )
     opened = {}
-    for name, (settings, open_it) in wanted.items():
+    for key, (settings, open_it) in wanted.items():
         try:
-            opened[name] = (settings, open_it())
+            opened[key] = (settings, open_it())
         except GenPropError as error:
-            if f"distill.rewards.{name}.weight" in error.hint:
+            if f"distill.rewards.{key}.weight" in error.hint:
                 raise
-            off = f"or switch it off with distill.rewards.{name}.weight=0"
+            off = f"or switch it off with distill.rewards.{key}.weight=0"
             raise GenPropError(error.message, f"{error.hint}; {off}".lstrip("; ")) from error
-    return RewardTerms(opened, autoencoder, chunk=config.chunk, frames=frames) if opened else None
+    if not opened:
+        return None
+    return RewardTerms(opened, autoencoder, chunk=rewards.chunk, frames=config.clip.frames)
 
 
 def read_captions(captions: Tensor | None, *, name: str) -> list[str]:
@@ -240,17 +233,12 @@ def read_captions(captions: Tensor | None, *, name: str) -> list[str]:
     return texts
 
 
-def _given(teacher: Tensor | None) -> Tensor:
-    assert teacher is not None, "these rewards need the teacher's latents"
-    return teacher
-
-
 def _hinged(config: RewardConfig) -> bool:
     """Against the teacher's own frames nothing scores more than they do, so there a hinge changes nothing."""
     return config.hinge and config.reference != "teacher"
 
 
-def _licence(base_name: str) -> str:
+def _licence(base: str) -> str:
     """Of a base: the package's for the embedded one, else what its card says."""
-    embedded = base_name in EMBEDDED or Path(base_name) == locate("tiny-base")
+    embedded = base in EMBEDDED or Path(base) == locate("tiny-base")
     return "Apache-2.0" if embedded else "the base's own, see its model card"
