@@ -17,7 +17,8 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from genprop.cli_train import data_app, distill, train
+from genprop.cli_distill import distill_app
+from genprop.cli_train import data_app, train
 from genprop.console import AsJson, Seed, print_json, refuse, say, stderr
 from genprop.errors import GenPropError
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
-app.command()(distill)
+app.add_typer(distill_app, name="distill")
 app.add_typer(data_app, name="data")
 
 

@@ -1,4 +1,4 @@
-"""The commands that make models, `train`, `distill` and `data`: as in `cli`, each calls one function."""
+"""The commands `train` and `data`: as in `cli`, each calls one function."""
 
 from __future__ import annotations
 
@@ -76,40 +76,6 @@ def train(
         return
     made = str(out / ("teacher" if stage in (Stage.carry, Stage.teacher) else "base"))
     say(f"{made}: the {stage.value}, after {summary['steps']} steps")
-    if as_json:
-        print_json({"out": made, **summary})
-
-
-def distill(
-    teacher: Annotated[str, typer.Option(help="The teacher's bundle.")] = "tiny-teacher",
-    config: Preset = "tiny",
-    data: Data = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/student"),
-    start: Annotated[str | None, typer.Option(help="A student to go on from.")] = None,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Distil a teacher into a student of 1 to 4 steps."""
-    from genprop.checkpoint import check_folder
-    from genprop.config import load_config
-    from genprop.distill.plan import plan_distillation
-    from genprop.distill.train import distill as distill_teacher
-    from genprop.loop import is_main_process
-
-    settings = load_config(config, overrides or ())
-    if dry_run:
-        return show(plan_distillation(teacher, settings), as_json=as_json)
-    check_folder(out)
-    log_to_stderr()
-    summary = distill_teacher(
-        teacher, settings, data=data or ["procedural"], out=out, start=start, resume=resume
-    )
-    if not is_main_process():
-        return
-    made = str(out / "student")
-    say(f"{made}: the student, after {summary['steps']} steps")
     if as_json:
         print_json({"out": made, **summary})
 

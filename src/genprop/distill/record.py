@@ -1,8 +1,6 @@
-"""What a run notes of itself: `run.json` and what else is JSON in its folder, each written whole or not at all."""
-
+"""What a run was made with: `run.json`."""
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -14,18 +12,12 @@ import torch
 
 from genprop import __version__
 from genprop.config import Config
+from genprop.loop import process_state
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 
 
-def write_json(path: Path, document: object) -> None:
-    """Write `document` beside `path`, then put it in its place."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def describe_run(config: Config, *, teacher: str | Path, data: Sequence[str], processes: int) -> dict[str, Any]:
+def describe_run(config: Config, *, teacher: str | Path, data: Sequence[str]) -> dict[str, Any]:
     """The configuration, and what it ran on and with."""
     return {
         "config": config.model_dump(mode="json"),
@@ -36,7 +28,7 @@ def describe_run(config: Config, *, teacher: str | Path, data: Sequence[str], pr
             "cpu": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "processes": processes,
+            "processes": process_state().num_processes,
             "threads": torch.get_num_threads(),
         },
     }

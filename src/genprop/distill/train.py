@@ -1,13 +1,16 @@
 """`genprop distill`: clone the teacher, make its trajectories, train, choose the sigmas, write the bundle.
 
-What a run leaves beside the student is for whoever reads it (`record.py`): what it was made with, what its
-rewards are, the schedules that were tried, the quality of student and teacher at equal numbers of
-evaluations, and a report of all of it.
+What a run leaves beside the student is for whoever reads it: what it was made with, what its rewards are,
+the schedules that were tried, the quality of student and teacher at equal numbers of evaluations, and a
+report of all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,22 @@ from genprop.data.latents import Batch
 from genprop.distill.adversarial import AdversarialTerm
 from genprop.distill.objective import ConsistencyObjective
 from genprop.distill.plan import of_teacher, plan_distillation
-from genprop.distill.quality import measure_quality
-from genprop.distill.record import write_json, write_run
+from genprop.distill.quality import Case, measure_quality
+from genprop.distill.record import describe_run
+from genprop.distill.records import quality_document, write_json, write_quality
 from genprop.distill.report import write_report
+from genprop.distill.reschedule import CLIPS, schedule_on
 from genprop.distill.rewards.terms import RewardTerms, open_rewards
-from genprop.distill.schedule import Schedule, schedule_student
+from genprop.distill.schedule import Schedule
 from genprop.distill.trajectories import make_trajectories
-from genprop.edm import Guided, NetDenoiser
+from genprop.draws import Draws
+from genprop.edm import Denoiser, Guided, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
-from genprop.student.clone import clone, load_model, save_lora, set_lora, trained_tensors
+from genprop.student.clone import clone, load_model, trained_tensors
+from genprop.student.guidance import guided_config, with_guidance
+from genprop.student.lora import save_lora, set_lora
 from genprop.teacher.base import Base
 from genprop.teacher.fits import available_memory, check_fits
 from genprop.teacher.net import GenPropNet
@@ -59,31 +67,31 @@ def distill(
         start: a student to go on from, instead of a clone of the teacher.
         trajectories: where the teacher's trajectories are, or will be; `out/trajectories` if None.
 
+    Returns:
+        What `fit` returns, then `sigmas`, `eta`, `quality` (rows) and `report` (a path).
+
     Raises:
         GenPropError: `teacher` is not a teacher; a reward model that is switched on is not there; settings
-            that exclude one another.
+            that exclude one another; trajectories that were made otherwise.
     """
     check_run(config.student, out, resume=resume)
     check_together(config)
     check_fits(plan_distillation(teacher, config), available_memory())
     bundle, net, base = load_model(teacher)
     config = of_teacher(config, bundle)
-    name = bundle.base
-    rewards = open_rewards(config, base, name=name)
-    samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
+    distillation, device = config.distill, process_state().device
     for module in (net, base.autoencoder, base.image_encoder):
-        module.to(process_state().device)
-
-    student = clone(net, config.distill)
-    if config.student.checkpointing:
-        checkpoint_blocks(student)
-    if start is not None:
-        restore(student, start)
-    config = config.model_copy(
-        update={"net": config.net.model_copy(update={"guidance": config.distill.guidance == "embedded"})}
+        module.to(device)
+    rewards = open_rewards(
+        distillation.rewards,
+        base.autoencoder,
+        base.image_encoder,
+        base_name=bundle.base,
+        frames=config.clip.frames,
     )
+    samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
     dataset = samples
-    if config.distill.precompute:
+    if distillation.precompute:
         dataset = make_trajectories(
             guide(net, config),
             TeacherObjective(net, base.image_encoder, config),
@@ -92,70 +100,41 @@ def distill(
             trajectories or out / "trajectories",
             made_by=fingerprint(bundle, samples),
         )
-    adversarial = (
-        AdversarialTerm(net.backbone, config.distill.adversarial) if config.distill.adversarial.weight else None
-    )
+
+    student = clone(net, adapter=distillation.adapter)
+    if distillation.guidance == "embedded":
+        student, config = with_guidance(student), guided_config(config)
+    if config.student.checkpointing:
+        checkpoint_blocks(student)
+    if start is not None:
+        restore(student, start)
+    adversary = AdversarialTerm(net.backbone, distillation.adversarial)
     objective = ConsistencyObjective(
         student,
         base.image_encoder,
         config,
-        teacher=None if config.distill.precompute else Guided(NetDenoiser(net), config.sampling.guidance_min),
+        teacher=None if distillation.precompute else guide(net, config)(None),
         rewards=rewards,
-        adversarial=adversarial,
+        adversarial=adversary if distillation.adversarial.weight else None,
     )
-    if config.distill.precompute and adversarial is None:
-        del net  # training needs no teacher
+    del net, adversary  # where trajectories are stored and nobody judges, no teacher is in memory
     if is_main_process():
-        write_run(out, config, teacher=teacher, data=data, rewards=rewards)
+        write_json(out / "run.json", describe_run(config, teacher=teacher, data=data))
+        write_json(out / "rewards.json", rewards.cards() if rewards else [])
 
     sigmas = torch.tensor([config.sampling.sigma_max, 0.0])
 
     def sample(noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-        return consistency(NetDenoiser(student), noise, sigmas, told(cond, config))
+        return consistency(Told(NetDenoiser(student), config), noise, sigmas, cond)
 
     validate = sampled_validation(objective.region, held_out, base.autoencoder, sample)
     summary = fit(objective, dataset, config.student, out, validate=validate, resume=resume)
     if not is_main_process():
         return summary
+    about = describe_run(config, teacher=teacher, data=data)
+    about |= {"seconds": summary["seconds"], "resumed_from": summary["resumed_from"]}
+    write_json(out / "run.json", about)
     return {**summary, **finish(student.eval(), teacher, config, held_out, base, out, rewards=rewards)}
-
-
-def check_together(config: Config) -> None:
-    """Refuse settings that exclude one another, before anything is computed.
-
-    Raises:
-        GenPropError: what there is no teacher's frame for, or no stored scale.
-    """
-    distill = config.distill
-    hinged = [name for name, reward in distill.rewards.named() if reward.weight and reward.hinge]
-    if hinged and not distill.precompute and distill.phases > 1:
-        raise GenPropError(
-            f"reward {hinged[0]} is hinged at the teacher's frames, but distill.precompute is off and "
-            f"distill.phases is {distill.phases}, expected stored trajectories or one phase",
-            f"set distill.precompute = true, or distill.rewards.{hinged[0]}.hinge = false",
-        )
-
-
-def guide(net: GenPropNet, config: Config) -> Callable[[Tensor], Guided]:
-    """The teacher at guidance scales `[B]`."""
-    denoiser, minimum = NetDenoiser(net), config.sampling.guidance_min
-    return lambda scale: Guided(denoiser, minimum, scale)
-
-
-def told(cond: Cond, config: Config) -> Cond:
-    """The condition of a student, told the usual scale if it has to be told one."""
-    if not config.net.guidance:
-        return cond
-    return cond.with_guidance(torch.full((len(cond.first),), config.sampling.guidance_max))
-
-
-def fingerprint(teacher: Bundle, samples: Dataset[Batch]) -> str:
-    """Of the teacher's weights and of the samples, wherever they lie."""
-    digest = hashlib.sha256(json.dumps([teacher.card.files, teacher.card.base_sha256]).encode())
-    count = len(samples)  # type: ignore[arg-type]
-    for index in (0, count - 1):
-        digest.update(samples[index]["target"].numpy().tobytes())
-    return f"{digest.hexdigest()[:16]} on {count} samples"
 
 
 def finish(
@@ -168,23 +147,105 @@ def finish(
     *,
     rewards: RewardTerms | None,
 ) -> dict[str, Any]:
-    """Choose the few-step schedule, write the bundle, measure, and write the report."""
+    """Choose the few-step schedule, write the bundle, measure student and teacher, and write the report."""
     bundle, net, _ = load_model(teacher)
     device = next(student.parameters()).device
     net.to(device)
     region = TeacherObjective(student, base.image_encoder, config)
-    schedule = schedule_student(student, net, region, held_out, base.autoencoder)
-    write_json(out / "schedule.json", asdict(schedule))
+    denoiser, guided = Told(NetDenoiser(student), config), guide(net, config)(None)
+    few = {name: value[:CLIPS].to(device) for name, value in held_out.items()}
+    schedule = schedule_on(denoiser, guided, region, few, base.autoencoder)
+    write_json(out / "schedule.json", schedule._asdict())
     write_student(student, config, bundle.base, out / "student", schedule=schedule)
-    rows = measure_quality(student, net, region, held_out, base.autoencoder, schedule=schedule, rewards=rewards)
-    write_json(out / "quality.json", [asdict(row) for row in rows])
-    report = write_report(out)
+
+    def score(x0: Tensor, case: Case) -> dict[str, Tensor]:
+        assert rewards is not None
+        inputs = case.inputs
+        found = rewards(
+            x0,
+            truth=inputs.target,
+            teacher=case.endpoint,
+            mask=inputs.mask,
+            draws=Draws.of(case.index, 1, device=x0.device),
+            captions=held_out["caption"][case.index : case.index + 1] if "caption" in held_out else None,
+        )
+        return {name: value for name, value in found.scores.items() if name.count("_") == 1}
+
+    rows = measure_quality(
+        denoiser,
+        guided,
+        held_out,
+        objective=region,
+        autoencoder=base.autoencoder,
+        sigmas=schedule.sigmas,
+        eta=schedule.eta,
+        score=score if rewards else None,
+    )
+    write_quality(out / "quality.json", rows)
+    document = quality_document(rows)
     return {
         "sigmas": schedule.sigmas,
         "eta": schedule.eta,
-        "quality": [asdict(row) for row in rows],
-        "report": str(report),
+        "quality": document["rows"],
+        "report": str(write_report(out)),
     }
+
+
+def check_together(config: Config) -> None:
+    """Refuse settings that exclude one another, before anything is computed.
+
+    Raises:
+        GenPropError: rewards that need a teacher's endpoint where there is none.
+    """
+    distill = config.distill
+    if distill.precompute or distill.phases == 1:
+        return
+    rewards = distill.rewards
+    for name, reward in (
+        ("hps", rewards.hps),
+        ("viclip", rewards.viclip),
+        ("encoder", rewards.encoder),
+        ("texture", rewards.texture),
+    ):
+        if reward.weight and (reward.hinge or reward.reference == "teacher"):
+            raise GenPropError(
+                f"the {name} reward needs the teacher's endpoint, but distill.precompute is off and "
+                f"distill.phases is {distill.phases}: expected stored trajectories, or one phase",
+                f"set distill.precompute = true, or switch it off with distill.rewards.{name}.weight=0",
+            )
+
+
+def guide(net: GenPropNet, config: Config) -> Callable[[Tensor | None], Guided]:
+    """The teacher at guidance scales `[B]`, those of the last frame; None is the preset's."""
+    denoiser, sampling = NetDenoiser(net), config.sampling
+
+    def at(scale: Tensor | None) -> Guided:
+        return Guided(denoiser, sampling.guidance_min, sampling.guidance_max if scale is None else scale)
+
+    return at
+
+
+@dataclass(frozen=True)
+class Told:
+    """A student as a denoiser that is told the usual guidance scale, if it has to be told one."""
+
+    denoiser: Denoiser
+    config: Config
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        if self.config.net.guidance:
+            scale = self.config.sampling.guidance_max
+            cond = cond.with_guidance(torch.full((len(x),), scale, device=x.device))
+        return self.denoiser(x, sigma, cond)
+
+
+def fingerprint(teacher: Bundle, samples: Dataset[Batch]) -> str:
+    """Of the teacher's weights and of the samples, wherever they lie."""
+    digest = hashlib.sha256(json.dumps([teacher.card.files, teacher.card.base_sha256]).encode())
+    count = len(samples)  # type: ignore[arg-type]
+    for index in (0, count - 1):
+        digest.update(samples[index]["target"].numpy().tobytes())
+    return f"{digest.hexdigest()[:16]} on {count} samples"
 
 
 def restore(student: GenPropNet, name: str | Path) -> None:
@@ -209,6 +270,8 @@ def write_student(
         tensors=trained_tensors(student, backbone=not adapter.rank),
         sigmas=schedule.sigmas,
         eta=schedule.eta,
-        save_lora=(lambda target: save_lora(student, target, adapter=adapter, dtype=dtype)) if adapter.rank else None,
+        save_lora=(lambda target: save_lora(student, target, rank=adapter.rank, dtype=dtype))
+        if adapter.rank
+        else None,
         dtype=dtype,
     )
