@@ -105,6 +105,10 @@ def run(
     task: Annotated[
         str, typer.Option(help="The kind of edit, for a model that is told: remove, insert, track, deblur.")
     ] = "remove",
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="The guidance scale, for a teacher or a student that is told it."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The output; VIDEO-genprop.mp4 if not given.")] = None,
     composite: Annotated[
         bool, typer.Option(help="Take only the predicted mask's pixels from the model.")
@@ -132,6 +136,7 @@ def run(
             steps=steps,
             seed=seed,
             task=task,
+            guidance=guidance,
             out=out,
             composite=composite,
             save_mask=save_mask,

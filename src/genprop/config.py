@@ -52,6 +52,15 @@ class Config(Model):
     teacher: TrainConfig = TrainConfig(steps=1000)
     student: TrainConfig = TrainConfig(steps=1000)
 
+    @property
+    def guidance(self) -> float:
+        """The guidance scale (of the last frame) where none is asked for: `sampling.guidance_max`.
+
+        Of a network that is told its scale, the nearest to that in the range that it was told in training.
+        """
+        scale, (low, high) = self.sampling.guidance_max, self.distill.guidance_range
+        return min(max(scale, low), high) if self.net.guidance else scale
+
 
 def presets() -> list[str]:
     """Names of the presets that come with the package."""

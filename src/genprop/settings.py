@@ -133,6 +133,11 @@ class NetConfig(Model):
         Annotated[int, Field(gt=0, multiple_of=8)], Annotated[int, Field(gt=0, multiple_of=8)]
     ] = (256, 128)
 
+    @property
+    def columns(self) -> int:
+        """How many columns of `added_time_ids` the network needs; see `types.Cond`."""
+        return 5 if self.guidance else 4 if self.tasks else 3
+
     @model_validator(mode="after")
     def _carry_needs_the_gate(self) -> Self:
         if self.carry and not self.gate:

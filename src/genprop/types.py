@@ -61,10 +61,12 @@ class MaskedClip:
     Attributes:
         frames: uint8 RGB, `[T, H, W, 3]`.
         mask: the object, bool `[T, H, W]`; empty in frames it is not in.
+        caption: what the clip shows, or "".
     """
 
     frames: np.ndarray
     mask: np.ndarray
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class EditSample:
         target: the video with the edit in every frame, uint8 `[T, H, W, 3]`.
         mask: where the two may differ, effects of the object included, bool `[T, H, W]`.
         task: the kind of edit, one of `TASKS`.
+        caption: what the target shows, or "".
     """
 
     source: np.ndarray
     target: np.ndarray
     mask: np.ndarray
     task: str = "remove"
+    caption: str = ""
 
     @property
     def edited(self) -> np.ndarray:

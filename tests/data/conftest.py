@@ -144,7 +144,8 @@ class Noise(Dataset[EditSample]):
         rng = np.random.default_rng(index)
         source, target = rng.integers(0, 256, (2, FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
         mask = rng.random((FRAMES, SIZE, SIZE)) < 0.5
-        return EditSample(source, target, mask, task="insert" if index == 1 else "remove")
+        task = "insert" if index == 1 else "remove"
+        return EditSample(source, target, mask, task=task, caption="Grüße." if index == 2 else "")
 
 
 @pytest.fixture

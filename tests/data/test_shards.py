@@ -44,6 +44,7 @@ def test_a_sample_has_the_shapes_of_a_batch(folder: LatentFolder, noise: Any) ->
         "embedding": (1, 32),
         "mask": (FRAMES, SIZE, SIZE),
         "added_time_ids": (4,),
+        "caption": (256,),
     }
     for i in range(COUNT):
         item = folder[i]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genprop.data.captions import read_captions
 from genprop.data.footage import Note, Pictures, read_labels
 from genprop.data.recordings import Recording, Recordings
 from genprop.errors import GenPropError
@@ -35,7 +36,8 @@ class AnnotatedClips(Recordings):
     def __init__(
         self, where: Path, images: Path, annotations: Path, names: list[str], *, instance: int | None = None
     ) -> None:
-        super().__init__(str(where), names, pairs=False)
+        captions = read_captions(where, clip_folders(images))
+        super().__init__(str(where), names, pairs=False, captions=captions)
         self.images, self.annotations, self.instance = images, annotations, instance
 
     def open(self, index: int, note: Note) -> Recording:

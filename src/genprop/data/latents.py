@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from genprop.data.captions import encode_caption
 from genprop.latents import Autoencoder, ImageEncoder
 from genprop.pixels import to_pixels
 from genprop.settings import ClipConfig
@@ -24,8 +25,8 @@ Batch = dict[str, Tensor]
 """`source`, `target` scaled latents `[B, T, C, h, w]`; `first`, `source_first` unscaled latents of the
 noise-augmented first frame of each `[B, C, h, w]`; `image`, `source_image` what the image encoder sees
 `[B, 3, s, s]`; `embedding` what it answers to `image` `[B, 1, D]` (not there where it would be another image
-encoder's); `mask` bool `[B, T, H, W]`; `added_time_ids` `[B, 4]`, the task last. Latents and images are
-float16, the rest of the numbers float32."""
+encoder's); `mask` bool `[B, T, H, W]`; `added_time_ids` `[B, 4]`, the task last; `caption` uint8
+`[B, 256]` (`data.captions`). Latents and images are float16, the rest of the numbers float32."""
 
 
 def render_frames(dataset: Dataset[EditSample], *, workers: int) -> Tensor:
@@ -38,7 +39,7 @@ class PixelSamples(Dataset[Batch]):
     """Samples before they are encoded, as tensors.
 
     Item `i` is `source`, `target` uint8 `[T, H, W, 3]`, `mask` bool `[T, H, W]`, `task` (its index in
-    `types.TASKS`) and `seed` (of its noise augmentation), both int64 `[]`.
+    `types.TASKS`) and `seed` (of its noise augmentation), both int64 `[]`, and `caption` uint8 `[256]`.
     """
 
     def __init__(self, dataset: Dataset[EditSample], *, seed: int = 0) -> None:
@@ -55,6 +56,7 @@ class PixelSamples(Dataset[Batch]):
             "mask": torch.from_numpy(np.ascontiguousarray(sample.mask)),
             "task": torch.tensor(TASKS.index(sample.task)),
             "seed": torch.tensor(self.seed * 1_000_003 + index),
+            "caption": encode_caption(sample.caption),
         }
 
 
@@ -83,6 +85,7 @@ def encode_sample(
         "embedding": image_encoder.embed(image.float())[0].float(),
         "mask": pixels["mask"],
         "added_time_ids": time_ids(clip, TASKS[int(pixels["task"])]).to(device),
+        "caption": pixels["caption"],
     }
 
 

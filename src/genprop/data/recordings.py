@@ -7,6 +7,7 @@ and which instance are taken, and what is wrong with a clip, is decided here, on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple, Protocol
@@ -76,10 +77,13 @@ class Facts(NamedTuple):
 
 
 class Recordings(ABC):
-    """A `Source` of clips on disk."""
+    """A `Source` of clips on disk; `captions` are those that are known, by name."""
 
-    def __init__(self, where: str, names: list[str], *, pairs: bool) -> None:
+    def __init__(
+        self, where: str, names: list[str], *, pairs: bool, captions: Mapping[str, str] | None = None
+    ) -> None:
         self.where, self.names, self.pairs = where, names, pairs
+        self.captions = captions or {}
 
     @abstractmethod
     def open(self, index: int, note: Note) -> Recording:
@@ -94,9 +98,11 @@ class Recordings(ABC):
         _check_lengths(recording)
         window, mask, size = _draw(recording, rng, view)
         frames = _fitted(recording.frames, window, "video", size, note)
+        caption = self.captions.get(self.names[index], "")
         if recording.edited is None:
-            return MaskedClip(frames, mask)
-        return EditSample(frames, _fitted(recording.edited, window, "edited video", size, note), mask)
+            return MaskedClip(frames, mask, caption)
+        edited = _fitted(recording.edited, window, "edited video", size, note)
+        return EditSample(frames, edited, mask, caption=caption)
 
     def check(self, index: int, note: Note) -> Facts:
         """Reads every frame of clip `index`.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from genprop.data.captions import read_captions
 from genprop.data.davis import IMAGES, aligned, clip_folders
 from genprop.data.footage import Note, Pictures
 from genprop.data.recordings import Recording, Recordings
@@ -49,7 +50,7 @@ class Rovi(Recordings):
             for video in clip_folders(inpainted)
             for thing in clip_folders(inpainted / video) or [""]
         ]
-        super().__init__(str(root), names, pairs=True)
+        super().__init__(str(root), names, pairs=True, captions=read_captions(root, names))
 
     def open(self, index: int, note: Note) -> Recording:
         name = self.names[index]

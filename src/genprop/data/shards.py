@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.utils.data import Dataset
 
+from genprop.data.captions import encode_caption
 from genprop.data.latents import Batch, fingerprint
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder, ImageEncoder
@@ -190,4 +191,5 @@ class LatentFolder(Dataset[Batch]):
             raise damaged(path, error) from error
         if not self.embeddings:
             del batch["embedding"]
+        batch.setdefault("caption", encode_caption(""))  # earlier caches have none
         return batch

@@ -116,7 +116,7 @@ def copy_paste(clip: MaskedClip, donor: MaskedClip, *, rng: Generator, config: S
         mixed = source[t][window] * light[window][..., None] + pasted
         inside = mask[t][window]
         source[t][window][inside] = mixed[inside].clip(0, 255).round()
-    return EditSample(source, clip.frames, mask, "remove")
+    return EditSample(source, clip.frames, mask, "remove", clip.caption)
 
 
 def mask_fill(clip: MaskedClip, *, rng: Generator, config: SynthesisConfig) -> EditSample:
@@ -141,13 +141,14 @@ def mask_fill(clip: MaskedClip, *, rng: Generator, config: SynthesisConfig) -> E
             around[inside] = _telea(around, inside, factor=max(1.0, height / TELEA_LINES))[inside]
         else:
             around[inside] = around[~inside if not inside.all() else inside].mean(0).round()
-    return EditSample(source, clip.frames, mask, "insert")
+    return EditSample(source, clip.frames, mask, "insert", clip.caption)
 
 
 def colour_fill(clip: MaskedClip, *, rng: Generator, config: SynthesisConfig) -> EditSample:
     """Task "track": the object is one flat colour in the target, the same in every frame.
 
     The source is the real clip, or (`config.second_colour` of the draws) has the object in another colour.
+    The pair has no caption: the real clip's would not be true of the target.
     """
     hue, second = rng.random(), rng.random() < config.second_colour
     source, target = clip.frames, clip.frames.copy()
@@ -175,7 +176,7 @@ def masked_blur(clip: MaskedClip, *, rng: Generator, config: SynthesisConfig) ->
         small = cv2.resize(around, _shrunk(h, w, shrink), interpolation=cv2.INTER_AREA)
         soft = cv2.GaussianBlur(small, (0, 0), sigma / shrink)
         around[inside] = cv2.resize(soft, (w, h))[inside]
-    return EditSample(source, clip.frames, clip.mask, "deblur")
+    return EditSample(source, clip.frames, clip.mask, "deblur", clip.caption)
 
 
 def _telea(frame: np.ndarray, hole: np.ndarray, *, factor: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from genprop.data.captions import read_captions
 from genprop.data.footage import Footage, Labels, Note, open_footage
 from genprop.data.recordings import Recording, Recordings
 from genprop.errors import GenPropError
@@ -35,7 +36,7 @@ class Triplets(Recordings):
         names = sorted(set().union(*self.files))
         if not names:
             raise GenPropError(f"{folder} holds no videos, expected at least one triplet", "Check the path.")
-        super().__init__(str(folder), names, pairs=True)
+        super().__init__(str(folder), names, pairs=True, captions=read_captions(folder, names))
 
     def open(self, index: int, note: Note) -> Recording:
         name = self.names[index]

@@ -125,7 +125,7 @@ def export_onnx(bundle: str | Path, out: Path, *, opset: int = 20, verify: bool 
         latent_channels=latent_channels,
         embedding_width=int(base.image_encoder.clip.config.projection_dim),
         downsampling=vae.downsampling,
-        tasks=config.net.tasks,
+        columns=config.net.columns,
     )
     modules = stage_modules(net, base)
     chunk = min(vae.chunk, config.clip.frames)

@@ -21,7 +21,7 @@ def graph_specs(
     latent_channels: int,
     embedding_width: int,
     downsampling: int,
-    tasks: bool = False,
+    columns: int = 3,
 ) -> dict[str, GraphSpec]:
     """The graphs of a model, by name.
 
@@ -30,7 +30,7 @@ def graph_specs(
         latent_channels: C of the latents.
         embedding_width: D of the image embedding.
         downsampling: pixels a latent cell is wide.
-        tasks: whether the network is told of the kind of edit.
+        columns: of `added_time_ids` (`net.columns`).
     """
     size = (clip.height, clip.width)
     grid = (clip.height // downsampling, clip.width // downsampling)
@@ -45,7 +45,7 @@ def graph_specs(
                 TensorSpec(name="first", shape=latents),
                 TensorSpec(name="source", shape=latents),
                 embedding,
-                TensorSpec(name="added_time_ids", shape=(1, 4 if tasks else 3)),
+                TensorSpec(name="added_time_ids", shape=(1, columns)),
             ),
             outputs=(
                 TensorSpec(name="velocity", shape=latents),

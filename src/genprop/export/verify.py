@@ -19,7 +19,7 @@ from genprop.errors import GenPropError
 from genprop.export.spec import DENOISER
 from genprop.manifest import GraphSpec, Parity
 from genprop.settings import SamplingConfig
-from genprop.types import TASKS
+from genprop.types import TASK, TASKS
 
 TOLERANCE = 1e-4
 """The largest absolute error that an export may have, in any output of any graph."""
@@ -41,10 +41,11 @@ def draw_inputs(
     def draw(name: str, shape: tuple[int, ...]) -> Tensor:
         if name in ("frames", "frame"):
             return 2 * torch.rand(shape, generator=generator) - 1
-        if name == "added_time_ids":  # fps - 1, motion bucket, noise augmentation, and the task's index
-            largest = torch.tensor([30.0, 255.0, 0.1, len(TASKS)])[: shape[-1]]
+        if name == "added_time_ids":  # fps - 1, motion bucket, noise augmentation, task, guidance scale
+            largest = torch.tensor([30.0, 255.0, 0.1, len(TASKS), 4.0])[: shape[-1]]
             drawn = torch.rand(shape, generator=generator) * largest
-            return torch.cat([drawn[:, :3], drawn[:, 3:].floor()], dim=1)
+            drawn[:, TASK : TASK + 1].floor_()
+            return drawn
         if name == "timestep" and sigma is not None:
             return torch.tensor([sigma]).log() / 4
         return torch.randn(shape, generator=generator)

@@ -6,6 +6,7 @@ so memory does not grow with its length, the pixels that go in and out excepted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class Model:
         steps: int | None = None,
         seed: int = 0,
         task: str = TASKS[0],
+        guidance: float | None = None,
         composite: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Propagation:
@@ -85,15 +87,18 @@ class Model:
             seed: of all noise. The same seed gives the same result on the same backend.
             task: the kind of edit, one of `TASKS`; only a model with a task embedding takes another than
                 the first.
+            guidance: how strongly the edited first frame is insisted on, the scale of the last frame; None is
+                the model's own. For a teacher, or a student that was distilled to be told it.
             progress: called after each evaluation of the network with how many are done and how many
                 there are in all.
 
         Raises:
             GenPropError: no video, no frames, an edited frame of another size or aspect, or a number of
-                steps or a task that the model does not know; before anything is computed.
+                steps, a task or a guidance that the model does not know; before anything is computed.
         """
         began = time.perf_counter()
         check_task(task, known=self.stages.config.net.tasks)
+        check_guidance(guidance, self.stages)
         per_window = evaluations_of(self.stages, steps)
         clip = _clip(video)
         first = _picture(edited)
@@ -126,6 +131,7 @@ class Model:
                 steps=steps,
                 generator=generator,
                 task=task,
+                guidance=guidance,
                 evaluated=evaluated,
             )
             # The frame that two windows share stays as the first of them made it, and so does its mask.
@@ -161,6 +167,28 @@ def check_task(task: str, *, known: bool) -> None:
         raise GenPropError(
             f"the task is {task!r}, but the model has no task embedding: expected {TASKS[0]!r}",
             "Use a model that was trained with net.tasks = true.",
+        )
+
+
+def check_guidance(guidance: float | None, stages: Stages) -> None:
+    """Refuse a guidance scale that the model was not trained to be told, or none at all.
+
+    Raises:
+        GenPropError: a student whose guidance is baked in; a scale outside of the range.
+    """
+    if guidance is None:
+        return
+    low, high = (0.0, math.inf) if stages.kind == "teacher" else stages.config.distill.guidance_range
+    if stages.kind == "student" and not stages.config.net.guidance:
+        raise GenPropError(
+            f"the guidance is {guidance:g}, but this student has its own baked in: expected none",
+            'Leave it out, or distil a student with distill.guidance = "embedded".',
+        )
+    if not low <= guidance <= high or math.isinf(guidance):
+        expected = f"one from {low:g} to {high:g}" if math.isfinite(high) else f"a number from {low:g} on"
+        raise GenPropError(
+            f"the guidance is {guidance:g}, expected {expected}",
+            "A student knows the scales that it was shown in training (distill.guidance_range).",
         )
 
 

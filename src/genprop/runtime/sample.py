@@ -87,6 +87,7 @@ def sample_window(
     generator: torch.Generator,
     noise: Tensor | None = None,
     task: str = TASKS[0],
+    guidance: float | None = None,
     deterministic: bool = False,
     evaluated: Callable[[], None] | None = None,
 ) -> WindowResult:
@@ -102,6 +103,8 @@ def sample_window(
         steps: see `schedule`.
         noise: standard normal `[1, T, C, h, w]` to start from, instead of the generator's.
         task: the kind of edit, for a network that is told of it.
+        guidance: the scale of the last frame, for a teacher or a network that is told of it; None is the
+            configuration's (`Config.guidance`).
         deterministic: a student follows the ODE instead of drawing fresh noise, as a teacher does anyway.
         evaluated: called after each evaluation of the network.
     """
@@ -110,6 +113,7 @@ def sample_window(
     device = stages.device
     source, edited = source.to(device), edited.to(device)
     sigmas = schedule(stages, steps)
+    told, scale = stages.config.net, stages.config.guidance if guidance is None else guidance
     clock = _Clock(device)
     net = _Counted(stages.net, evaluated)
 
@@ -119,14 +123,15 @@ def sample_window(
             first=stages.encode(augmented[:, None]).expand(-1, clip.frames, -1, -1, -1).contiguous(),
             source=stages.encode(source) * stages.scaling_factor,
             image_embedding=stages.embed(edited),
-            added_time_ids=time_ids(clip, task if stages.config.net.tasks else None)[None].to(device),
+            added_time_ids=time_ids(clip, task if told.tasks else None, scale if told.guidance else None)[
+                None
+            ].to(device),
         )
     noise = _randn(cond.source.shape, generator, device) if noise is None else noise.to(device)
     with clock.stage("denoise"):
         denoiser = NetDenoiser(net)
         if stages.kind == "teacher":
-            sampling = stages.config.sampling
-            guided = Guided(denoiser, sampling.guidance_min, sampling.guidance_max)
+            guided = Guided(denoiser, stages.config.sampling.guidance_min, scale)
             latents, mask_logits = euler(guided, noise, sigmas, cond)
         else:
             fresh = None if deterministic else generator

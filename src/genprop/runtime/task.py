@@ -36,6 +36,7 @@ def run_video(
     steps: int | None = None,
     seed: int = 0,
     task: str = TASKS[0],
+    guidance: float | None = None,
     out: Path | None = None,
     composite: bool = True,
     save_mask: Path | None = None,
@@ -46,6 +47,7 @@ def run_video(
     Args:
         edited: the edited first frame; or
         mask: a mask of the first frame, which is then filled by Telea's method.
+        guidance: see `Model.propagate`.
         out: the output; beside `video` if None.
 
     Returns:
@@ -70,7 +72,14 @@ def run_video(
         check_output(save_mask)
     model = open_model()
     result = model.propagate(
-        clip, first, steps=steps, seed=seed, task=task, composite=composite, progress=progress
+        clip,
+        first,
+        steps=steps,
+        seed=seed,
+        task=task,
+        guidance=guidance,
+        composite=composite,
+        progress=progress,
     )
     result.save(target, audio_from=sound)
     if save_mask is not None:

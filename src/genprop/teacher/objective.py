@@ -56,9 +56,8 @@ class TeacherObjective(nn.Module):
 
         With `sce.source = "blurred"` the original is blurred inside the *true* mask, in validation as in
         training: an oracle, which shows what hiding the edited object is worth. At inference there is no
-        such mask. With `net.guidance` the condition has the scale that is taken where none is asked for,
-        `sampling.guidance_max`; a distillation that draws its own puts them in its place
-        (`Cond.with_guidance`).
+        such mask. With `net.guidance` the condition has the scale that is taken where none is asked for; a
+        distillation that draws its own puts them in its place (`Cond.with_guidance`).
         """
         target, source = batch["target"].float(), batch["source"].float()
         first = batch["first"].float().unsqueeze(1).expand_as(target)
@@ -76,7 +75,7 @@ class TeacherObjective(nn.Module):
             source = blur_inside(source, mask)
         cond = Cond(first, source, embedding, batch["added_time_ids"].float())
         if self.config.net.guidance:
-            cond = cond.with_guidance(target.new_full((len(target),), self.config.sampling.guidance_max))
+            cond = cond.with_guidance(target.new_full((len(target),), self.config.guidance))
         return Inputs(target, cond, mask)
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from genprop.config import Config
+from genprop.data.captions import encode_caption
 from genprop.data.latents import Batch
 from genprop.draws import Draws
 from genprop.edm import Denoiser, Guided, NetDenoiser
@@ -184,6 +185,7 @@ def empty_batch(config: Config, base: Base, count: int) -> Batch:
         "source_image": image.clone(),
         "mask": torch.zeros(count, clip.frames, clip.height, clip.width, dtype=torch.bool),
         "added_time_ids": torch.zeros(count, 4),
+        "caption": encode_caption("").repeat(count, 1),
     }
 
 

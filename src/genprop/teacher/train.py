@@ -83,6 +83,11 @@ def train(
     """
     if stage == "carry" and not config.net.carry:
         raise GenPropError("net.carry is 0, so there is no carry to train", "for example --set net.carry=56")
+    if config.net.guidance:
+        raise GenPropError(
+            "net.guidance is on, expected off: a teacher is guided by a second evaluation",
+            'leave it out; with distill.guidance = "embedded" the student gets it',
+        )
     settings = getattr(config, stage)
     check_run(settings, out, resume=resume)
     check_fits(plan(config, stage=stage, base=base, how=here()), available_memory())
