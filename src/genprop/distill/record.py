@@ -1,4 +1,5 @@
 """What a run was made with: `run.json`."""
+
 from __future__ import annotations
 
 import os
