@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from genprop.errors import GenPropError
 from genprop.hub import HUB_ID
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
 
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -47,8 +44,6 @@ def tokenize(texts: Sequence[str], *, tokenizer: str, pad: int = 0, length: int 
 @lru_cache(maxsize=2)
 def _load(name: str) -> CLIPTokenizer:
     """The tokenizer, read once: a run tokenizes captions in every update."""
-    from transformers import CLIPTokenizer
-
     folder = _locate(name)
     present = {file for file in FILES if (folder / file).is_file()}
     if not ({"vocab.json", "merges.txt"} <= present or "tokenizer.json" in present):
