@@ -22,6 +22,9 @@ class AdapterConfig(Model):
     targets: tuple[str, ...] = ()
 
 
+Reference = Literal["first", "truth", "teacher", "text"]
+
+
 class RewardConfig(Model):
     """One reward, on decoded frames of the student's x0.
 
@@ -36,11 +39,23 @@ class RewardConfig(Model):
     """
 
     weight: float = Field(default=0.0, ge=0)
-    reference: Literal["first", "truth", "teacher", "text"] = "first"
+    reference: Reference = "first"
     frames: int = Field(default=5, ge=1)
     hinge: bool = True
     path: str | None = None
     tokenizer: str = "openai/clip-vit-large-patch14"
+
+
+class FullReferenceConfig(RewardConfig):
+    """A reward that is compared with the true frames, where a table names nothing else."""
+
+    reference: Reference = "truth"
+
+
+class TextureConfig(FullReferenceConfig):
+    """The texture reward: at the truth it is 0 and never more, so a hinge is not needed."""
+
+    hinge: bool = False
 
 
 class RewardsConfig(Model):
@@ -51,9 +66,9 @@ class RewardsConfig(Model):
     """
 
     hps: RewardConfig = RewardConfig()
-    viclip: RewardConfig = RewardConfig(reference="truth", frames=8)
-    encoder: RewardConfig = RewardConfig(reference="truth")
-    texture: RewardConfig = RewardConfig(reference="truth", hinge=False)
+    viclip: FullReferenceConfig = FullReferenceConfig()
+    encoder: FullReferenceConfig = FullReferenceConfig()
+    texture: TextureConfig = TextureConfig()
     chunk: int = Field(default=4, ge=1)
 
 

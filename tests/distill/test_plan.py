@@ -6,13 +6,13 @@ import pytest
 
 from genprop.config import Config
 from genprop.distill.plan import TRAJECTORIES, plan_student
-from genprop.distill_settings import AdapterConfig, DistillConfig, RewardConfig, RewardsConfig
+from genprop.distill_settings import AdapterConfig, DistillConfig, RewardsConfig, TextureConfig
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_students_plan_has_both_networks_and_the_trajectories(small_config: Config, rank: int) -> None:
-    adapter, texture = AdapterConfig(rank=rank), RewardConfig(weight=0.1)
+    adapter, texture = AdapterConfig(rank=rank), TextureConfig(weight=0.1)
     distill = DistillConfig(adapter=adapter, rewards=RewardsConfig(texture=texture))
     made = plan_student(small_config.model_copy(update={"distill": distill}))
     parts = {part.name: part for part in made.parts}

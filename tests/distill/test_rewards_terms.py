@@ -233,7 +233,7 @@ def test_gradients_that_accumulate_add_up(base, batch):
 def test_the_memory_plan_can_run_it_on_tensors_without_contents(small_config):
     with fake_tensors():
         base = frozen_base(small_config, How())
-        terms = opened(base, small_config, frames=3, texture=RewardConfig(weight=1.0, reference="truth"))
+        terms = opened(base, small_config, frames=3, texture={"weight": 1.0, "hinge": True})
         assert terms is not None
         video = torch.zeros(2, 3, 4, 8, 8)
         x0, mask = video.clone().requires_grad_(), torch.zeros(2, 3, 1, 8, 8)
@@ -245,12 +245,19 @@ def test_the_memory_plan_can_run_it_on_tensors_without_contents(small_config):
 # --- opening ---
 
 
-def opened(
-    base: Base, config: Config, *, frames: int = FRAMES, **rewards: RewardConfig
-) -> RewardTerms | None:
-    distill = DistillConfig(rewards=RewardsConfig(**rewards))  # type: ignore[arg-type]
+def opened(base: Base, config: Config, *, frames: int = FRAMES, **rewards: Any) -> RewardTerms | None:
+    """As a file with the tables `rewards` opens them."""
+    distill = DistillConfig.model_validate({"rewards": rewards})
     clip = config.clip.model_copy(update={"frames": frames})
     return open_rewards(config.model_copy(update={"clip": clip, "distill": distill}), base, name="tiny-base")
+
+
+def test_a_table_that_names_a_weight_alone_keeps_the_rewards_own_defaults():
+    names = ("hps", "viclip", "encoder", "texture")
+    made = RewardsConfig.model_validate({name: {"weight": 1.0} for name in names})
+    rewards = (made.hps, made.viclip, made.encoder, made.texture)
+    assert [r.reference for r in rewards] == ["first", "truth", "truth", "truth"]
+    assert [r.hinge for r in rewards] == [True, True, True, False]
 
 
 def test_rewards_of_weight_zero_are_not_opened(base, small_config):
@@ -259,8 +266,8 @@ def test_rewards_of_weight_zero_are_not_opened(base, small_config):
 
 def test_the_rewards_without_a_download_score_and_leave_a_card(base, small_config, batch):
     both = {
-        "encoder": RewardConfig(weight=0.5, reference="first", frames=2),
-        "texture": RewardConfig(weight=2.0, reference="truth", frames=3, hinge=False),
+        "encoder": dict(weight=0.5, reference="first", frames=2),
+        "texture": dict(weight=2.0, reference="truth", frames=3, hinge=False),
     }
     terms = opened(base, small_config, **both)
     assert terms is not None
@@ -287,9 +294,7 @@ def test_the_rewards_without_a_download_score_and_leave_a_card(base, small_confi
 
 
 def test_texture_looks_only_into_the_hole(base, small_config, batch):
-    terms = opened(
-        base, small_config, texture=RewardConfig(weight=1.0, reference="truth", frames=9, hinge=False)
-    )
+    terms = opened(base, small_config, texture=dict(weight=1.0, reference="truth", frames=9, hinge=False))
     assert terms is not None
     assert float(call(terms, batch, mask=torch.zeros_like(batch["mask"])).total) == 0
     assert float(call(terms, batch).total) < 0
@@ -303,7 +308,7 @@ def test_a_reference_that_makes_no_sense_is_refused_before_anything_is_fetched(
     base, small_config, name, reference
 ):
     with pytest.raises(GenPropError, match=f"{name}.reference is '{reference}', expected one of") as caught:
-        opened(base, small_config, **{name: RewardConfig(weight=1.0, reference=reference)})
+        opened(base, small_config, **{name: dict(weight=1.0, reference=reference)})
     assert f"{name}.weight=0" in caught.value.hint
 
 
@@ -319,6 +324,9 @@ def test_weights_that_are_not_there_name_the_way_out(base, small_config, name, t
     pytest.importorskip(f"genprop.distill.rewards.{name}")
     with pytest.raises(GenPropError) as caught:
         opened(
-            base, frames=8, **{name: RewardConfig(weight=1.0, reference="truth", path=str(tmp_path / "no"))}
+            base,
+            small_config,
+            frames=8,
+            **{name: dict(weight=1.0, reference="truth", path=str(tmp_path / "no"))},
         )
     assert f"distill.rewards.{name}.weight" in caught.value.hint

@@ -71,14 +71,9 @@ def outline_student(config: Config, how: How) -> Training:
     student = clone(net, adapter=distill.adapter)
     if distill.guidance == "embedded":
         with_guidance(student)
-    off = RewardConfig()
-    rewards = open_rewards(
-        distill.rewards.model_copy(update={"hps": off, "viclip": off}),
-        base.autoencoder,
-        base.image_encoder,
-        base_name=config.name,
-        frames=config.clip.frames,
-    )
+    off = {"hps": RewardConfig(), "viclip": RewardConfig()}
+    here_already = distill.model_copy(update={"rewards": distill.rewards.model_copy(update=off)})
+    rewards = open_rewards(config.model_copy(update={"distill": here_already}), base, name=config.name)
     adversarial = AdversarialTerm(net.backbone, distill.adversarial) if distill.adversarial.weight else None
     objective = ConsistencyObjective(
         student,
