@@ -42,10 +42,11 @@ def compare_runs(runs: Sequence[Path], *, out: Path) -> Path:
 
 def named(runs: Sequence[Run]) -> list[Run]:
     """The runs with names that tell them apart: the folder's, with its parent's where that is not enough."""
-    names = [run.name for run in runs]
-    for i, run in enumerate(runs):
-        if names.count(run.name) > 1:
-            names[i] = f"{run.folder.resolve().parent.name}/{run.name}"
+    short = [run.name for run in runs]
+    names = [
+        run.name if short.count(run.name) == 1 else f"{run.folder.resolve().parent.name}/{run.name}"
+        for run in runs
+    ]
     return [
         replace(run, name=name if names.count(name) == 1 else f"{name} ({i})")
         for i, (run, name) in enumerate(zip(runs, names, strict=True), start=1)

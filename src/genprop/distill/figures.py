@@ -114,7 +114,7 @@ def cost(runs: Sequence[Run]) -> Figure | None:
         for run, colour in coloured(runs):
             if name in run.training:
                 trace(axes, run.training[name], colour, label=len(runs) == 1)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     updates(grid[timed:], columns=columns)
     legend(figure, [(run.name, colour, "-") for run, colour in coloured(runs)])
     return figure
@@ -204,18 +204,19 @@ def _shares(axes: Axes, runs: Sequence[Run]) -> None:
     """Seconds of an update by part: bars with their share for one run, points for several."""
     title(axes, "seconds of an update")
     names = [*dict.fromkeys(name for run in runs for name in parts(run))]
-    for run, colour in coloured(runs):
+    for i, (run, colour) in enumerate(coloured(runs)):
         found = parts(run)
         places = [names.index(name) for name in found]
         if len(runs) > 1:
-            axes.plot([*found.values()], places, "o", color=colour, ms=6)
+            apart = [place + 0.6 * ((i + 0.5) / len(runs) - 0.5) for place in places]
+            axes.plot([*found.values()], apart, "o", color=colour, ms=6)
             continue
         axes.barh(places, [*found.values()], color=colour, height=0.62)
         for place, value in zip(places, found.values(), strict=True):
             beside(axes, value, place, f"{value / sum(found.values()):.0%}", colour)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelcolor=INK)
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=GRID, lw=0.8)

@@ -84,12 +84,16 @@ def above(axes: Axes, x: float, y: float, text: str, colour: str, *, side: str =
     )  # fmt: skip
 
 
-def level(axes: Axes, value: float, text: str, colour: str, *, style: str, side: str = "right") -> None:
-    """A horizontal line with its name on it."""
+def level(
+    axes: Axes, value: float, text: str, colour: str, *, style: str, side: str = "right", under: bool = False
+) -> None:
+    """A horizontal line with its name over or `under` it, on white, so that other lines do not strike it."""
     axes.axhline(value, color=colour, lw=1.1, ls=style, zorder=1)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     axes.annotate(
         text, (0.01 if side == "left" else 0.99, value), xycoords=("axes fraction", "data"),
-        xytext=(0, 2), textcoords="offset points", ha=side, fontsize=SMALL, color=colour,
+        xytext=(0, -3 if under else 3), textcoords="offset points", ha=side, va="top" if under else "bottom",
+        fontsize=SMALL, color=colour, bbox=white,
     )  # fmt: skip
 
 

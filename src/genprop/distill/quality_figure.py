@@ -100,11 +100,11 @@ def _references(axes: Axes, run: Run, key: str, values: Sequence[float]) -> None
     room = high - low or span
     axes.set_ylim(low - 0.16 * room, high + 0.2 * room)
     for value in truth:
-        level(axes, value, "truth", INK, style="-", side="left")
+        level(axes, value, "truth", INK, style="-", side="left", under=any(y > value for y in near.values()))
     far = 0
     for name, value in baselines.items():
         if name in near:
-            level(axes, value, name, QUIET, style="--")
+            level(axes, value, name, QUIET, style="--", under=value > (low + high) / 2)
         else:
             at_edge(axes, value, name, up=value > high, side=("right", "left")[far % 2])
             far += 1

@@ -17,6 +17,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,6 +192,9 @@ def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files by their names in `folder`: all of them, the last one last, or none that was not there.
 
     Everything is on the disk before the first takes its place, so that what can fail has failed by then.
+
+    Raises:
+        GenPropError: they cannot be written.
     """
     partials = {name: (folder / name).with_name(f".{Path(name).name}.partial") for name in files}
     try:
@@ -199,9 +203,14 @@ def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
             partials[name].write_bytes(content)
         for name, partial in partials.items():
             os.replace(partial, folder / name)
+    except OSError as error:
+        raise GenPropError(
+            f"cannot write into {folder}: {error}", "give a folder that can be written"
+        ) from error
     finally:
         for partial in partials.values():
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,7 +45,9 @@ def cells(row: QualityRow, scored: Sequence[str], *, against: QualityRow | None 
     def cell(of: Callable[[QualityRow], float], digits: int) -> str:
         value = number(of(row), digits)
         difference = of(row) - of(against) if against is not None else math.nan
-        return f"{value}\n{difference:+.{digits}f}" if math.isfinite(difference) else value
+        if not math.isfinite(difference):
+            return value
+        return f"{value}\n{difference:+.{digits}f}" if round(difference, digits) else f"{value}\n="
 
     return [
         str(row.evaluations or NOTHING),
@@ -92,7 +94,8 @@ def configuration(run: Run) -> list[tuple[str, bool]]:
         if place != at and place:
             text += [("", False), (f"[{place}]", False)]
         at = place
-        text.append((f"{leaf} = {words(value, quoted=True)}", bool(theirs) and theirs.get(key) != value))
+        line = f"# {leaf} is not set" if value is None else f"{leaf} = {words(value, quoted=True)}"
+        text.append((line, bool(theirs) and theirs.get(key) != value))
     return text
 
 
