@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genprop.distill.rewards.base import Reward
-from genprop.distill.rewards.viclip import MEAN, OFFICIAL, STD, ViclipReward, open_viclip
+from genprop.distill.rewards.viclip import OFFICIAL, ViclipReward, open_viclip
 from genprop.distill.rewards.viclip_net import Viclip
 from genprop.errors import GenPropError
 
@@ -163,7 +163,8 @@ def test_every_pixel_of_a_large_frame_is_looked_at(reward, rng):
 
 def test_frames_of_the_right_size_are_only_normalised(reward, rng):
     frames = torch.rand(2, 8, 3, 28, 28, generator=rng)
-    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, not CLIP's
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     assert torch.allclose(reward.preprocess(frames), (frames - mean) / std, atol=1e-6)
     grey = reward.preprocess(torch.full((1, 8, 3, 50, 90), 0.5))
     assert torch.allclose(grey, ((0.5 - mean) / std).expand_as(grey), atol=1e-5)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genprop.distill.rewards.base import RewardCard
+from genprop.distill.rewards.tokens import tokenize
 from genprop.distill.rewards.viclip_net import Viclip
 from genprop.errors import GenPropError
 from genprop.hub import HUB_ID
@@ -32,10 +33,10 @@ OFF = "or do without this reward: distill.rewards.viclip.weight = 0"
 class ViclipReward:
     """Cosine of a clip's embedding with that of other frames, or of a caption: in [-1, 1].
 
-    Frames are stretched to the network's square, as in the reference and in its training. The reference's
-    example shrinks with cv2's bilinear interpolation, which looks at 4 pixels for each of its own; here it is
-    bicubic (as in training) behind a low-pass filter, so that every pixel has a gradient and nothing can
-    be hidden from the reward between the pixels that it looks at.
+    Frames are stretched to the network's square, as the authors do. Their example shrinks with cv2's bilinear
+    interpolation, which looks at 4 pixels for each of its own; here it is bicubic (as in their evaluation)
+    behind a low-pass filter, so that every pixel has a gradient and nothing can hide from the reward between
+    the pixels that it looks at.
 
     Args:
         network: frozen.
@@ -64,8 +65,6 @@ class ViclipReward:
         """
         if isinstance(reference, Tensor):
             return self.embed(reference)
-        from genprop.distill.rewards.tokens import tokenize
-
         positions = self.network.text_encoder.positional_embedding
         ids = tokenize(reference, tokenizer=self.tokenizer, pad=0, length=len(positions))  # 32, not CLIP's 77
         return F.normalize(self.network.text_encoder(ids.to(positions.device)).float(), dim=-1)
