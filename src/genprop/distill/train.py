@@ -14,10 +14,10 @@ from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
 from genprop.distill.objective import ConsistencyObjective, grid
 from genprop.distill.plan import of_teacher, plan_distillation
-from genprop.distill.schedule import search
+from genprop.distill.schedule import candidate_sigmas, find_schedule, phase_schedule
 from genprop.distill.texture import TextureReward
 from genprop.distill.trajectories import make_trajectories, trajectory
-from genprop.edm import Guided, NetDenoiser, karras_sigmas
+from genprop.edm import Guided, NetDenoiser
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, trained_tensors
@@ -89,16 +89,25 @@ def distill(
     student.eval()
     batch, device = beside(student, {name: value[:4] for name, value in held_out.items()})
     net.to(device)
-    cond = objective.region.inputs(batch, None).cond
+    inputs = objective.region.inputs(batch, None)
+    cond = inputs.cond
     noise = torch.randn(cond.source.shape, generator=torch.Generator().manual_seed(0)).to(device)
     endpoint = trajectory(guided, noise, grid(config), cond)[:, -1]
-    candidates = karras_sigmas(12, sigma_min=0.05, sigma_max=sampling.sigma_max, rho=sampling.rho)[1:-1]
-    schedules, errors = search(
-        NetDenoiser(student), noise, endpoint, cond, candidates, sigma_max=sampling.sigma_max
+    found = find_schedule(
+        NetDenoiser(student),
+        endpoint,
+        noise,
+        cond,
+        inputs.target,
+        batch["mask"],
+        base.autoencoder,
+        candidate_sigmas(config),
+        sigma_max=sampling.sigma_max,
+        fixed=phase_schedule(config),
     )
-    (out / "schedule.json").write_text(json.dumps({"sigmas": schedules, "errors": errors}, indent=1))
-    write_student(student, config, bundle.base, out / "student", sigmas=schedules)
-    return {**summary, "sigmas": schedules}
+    (out / "schedule.json").write_text(json.dumps(found._asdict(), indent=1))
+    write_student(student, config, bundle.base, out / "student", sigmas=found.sigmas, eta=found.eta)
+    return {**summary, "sigmas": found.sigmas, "eta": found.eta}
 
 
 def restore(student: GenPropNet, name: str | Path) -> None:
@@ -117,6 +126,7 @@ def write_student(
     folder: Path,
     *,
     sigmas: dict[int, tuple[float, ...]],
+    eta: dict[int, float],
 ) -> Bundle:
     """A student's bundle: content encoder, mask decoder, and the LoRA or the whole backbone."""
     rank, dtype = config.distill.adapter.rank, config.base.dtype
@@ -127,6 +137,7 @@ def write_student(
         base=base,
         tensors=trained_tensors(student, backbone=not rank),
         sigmas=sigmas,
+        eta=eta,
         save_lora=(lambda target: save_lora(student, target, rank=rank, dtype=dtype)) if rank else None,
         dtype=dtype,
     )
