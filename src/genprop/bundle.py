@@ -160,8 +160,7 @@ def check_schedule_target(bundle: Bundle, out: Path | None) -> None:
         _check_replaceable(out)
     elif name := inside.get(bundle.folder.resolve()):
         raise GenPropError(
-            f"{name} is part of the package, and its schedule would be overwritten",
-            "name a folder with --out",
+            f"{name} is part of the package, and would be overwritten", "name another folder with --out"
         )
 
 

@@ -43,7 +43,7 @@ def lora_targets(backbone: nn.Module, ends: Sequence[str] = ()) -> list[str]:
         if not any(_ends(name, end) for name in names):
             known = sorted({_last(name) for name in names})
             raise GenPropError(
-                f"distill.adapter.targets names {end!r}, which no layer of the backbone that can learn ends in",
+                f"distill.adapter.targets names {end!r}, in which no layer that can learn ends",
                 f"layers end in {', '.join(known)}",
             )
     return [name for name in names if not ends or any(_ends(name, end) for end in ends)]
