@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from genprop.metrics import EndpointPsnr, MaskIoU, RegionPsnr, RegionSsim, Sharpness, SquaredError, ssim_map
+from genprop.metrics import (
+    EndpointPsnr,
+    MaskIoU,
+    Motion,
+    RegionPsnr,
+    RegionSsim,
+    Sharpness,
+    SquaredError,
+    ssim_map,
+)
 
 T, H, W = 4, 6, 8
 
@@ -183,3 +192,31 @@ def test_endpoint_has_its_closed_form() -> None:
     metric.add(torch.where(endpoint == 1000, 0.0, endpoint + 0.5), endpoint)
     assert metric.value == pytest.approx(20 * log10(5 / 0.5))
     assert isnan(EndpointPsnr().value)
+
+
+def test_motion_is_the_change_from_frame_to_frame_over_the_truths(hole: np.ndarray) -> None:
+    """Frames that rise by 10 and by 4 levels, with something else outside of the hole."""
+    ours, truth = (np.stack([grey(step * i)[0] for i in range(T)]) for step in (10, 4))
+    ours[:, :, W // 2 :] = noise(0)[:, :, W // 2 :]
+    motion = Motion()
+    motion.add(ours, truth, hole)
+    assert motion.value == pytest.approx(10 / 4)
+    still = Motion()
+    still.add(grey(9), truth, hole)
+    assert still.value == 0
+    assert isnan(Motion().value)
+
+
+def test_motion_counts_what_is_in_the_hole_of_both_frames(hole: np.ndarray) -> None:
+    """A hole that jumps from side to side has no pixel in two frames; the given frame is no neighbour."""
+    jumping = hole.copy()
+    jumping[::2] = ~hole[::2]
+    motion = Motion()
+    motion.add(noise(0), noise(1), jumping)
+    assert isnan(motion.value)
+    frames, truth = noise(0), noise(1)
+    frames[0] = 255
+    first, second = Motion(), Motion()
+    first.add(frames, truth, hole)
+    second.add(noise(0), truth, hole)
+    assert first == second

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from html.parser import HTMLParser
@@ -85,8 +84,10 @@ def make_run(folder: Path, *overrides: str, hole: float = 21.9, sheets: int = 1)
     lines.insert(10, {"step": 20, "val/hole_psnr": 21.0, "val/loss/mpd": 0.1})
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = load_config("tiny", ["student.steps=40", *overrides]).model_dump(mode="json")
-    about = {"config": config, "versions": {"torch": "2.13"}, "hardware": {"cpu": "EPYC", "gpu": None}}
-    about |= {
+    about = {
+        "config": config,
+        "versions": {"torch": "2.13"},
+        "hardware": {"cpu": "EPYC", "gpu": None},
         "teacher": "tiny-teacher",
         "data": ["procedural", "clips"],
         "seconds": 4000.0,
@@ -121,26 +122,9 @@ def test_the_page_holds_everything_and_needs_nothing(whole: Path) -> None:
     assert all(source.startswith("data:image/") for source in seen.sources)
     assert sum(source.startswith("data:image/png") for source in seen.sources) == 5
     assert sum(source.startswith("data:image/jpeg") for source in seen.sources) == 6  # of nine sheets
-    for said in (
-        "40 updates",
-        "1 h 7 min",
-        "EPYC",
-        "tiny-teacher",
-        "procedural, clips",
-        "update 20",
-        "80, 3.4",
-    ):
-        assert said in seen.text, said
-    for said in (
-        "xswu/HPSv2",
-        "Apache-2.0",
-        "22.10",
-        "torch",
-        "2.13",
-        "after 10 updates",
-        "after 90 updates",
-    ):
-        assert said in seen.text, said
+    facts = ("40 updates", "1 h 7 min", "EPYC", "tiny-teacher", "procedural, clips", "from update 20")
+    parts = ("22.10", "xswu/HPSv2", "Apache-2.0", "80, 3.4", "torch", "after 10 updates", "after 90 updates")
+    assert [said for said in (*facts, *parts) if said not in seen.text] == []
     assert "Not there" not in seen.headings
 
 
@@ -196,7 +180,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     write_whole(tmp_path, {"figures/a.png": b"old", "report.html": b"old"})
     (tmp_path / ".report.html.partial").mkdir()  # what stands in the way of the last file
-    with pytest.raises(OSError):
+    with pytest.raises(GenPropError, match="cannot write into"):
         write_whole(tmp_path, {"figures/a.png": b"new", "report.html": b"new"})
     assert (tmp_path / "figures" / "a.png").read_bytes() == b"old"
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["a.png"]
@@ -214,10 +198,10 @@ def test_students_teachers_and_truth_are_where_they_belong(whole: Path) -> None:
     student, teacher = panels["hole"].lines[:2]
     np.testing.assert_allclose(student.get_xydata(), [[1, 21.9], [2, 22.1]])  # type: ignore[arg-type]
     np.testing.assert_allclose(teacher.get_xydata(), [[2, 20.2], [50, 22.3]])  # type: ignore[arg-type]
-    assert len(panels["endpoint"].lines[1].get_xdata()) == 1  # its own endpoint is exact
-    levels = [line.get_ydata()[0] for line in panels["motion"].lines[2:]]  # type: ignore[index]
+    assert len(panels["endpoint"].lines[1].get_xydata()) == 1  # its own endpoint is exact
+    levels = [line.get_ydata()[0] for line in panels["motion in the hole"].lines[2:]]  # type: ignore[index]
     assert levels == [1.0]
-    texts = [text.get_text() for text in panels["motion"].texts]
+    texts = [text.get_text() for text in panels["motion in the hole"].texts]
     assert "↓ frozen first frame 0" in texts and "truth" in texts
     low, high = panels["hole"].get_ylim()
     assert low > 12 and low < 20.2 < 22.3 < high  # the identity is at the edge, not in the scale
@@ -317,9 +301,3 @@ def test_runs_are_compared_with_what_they_have(tmp_path: Path) -> None:
     twice = named([read_run(runs[0]), read_run(runs[0])])
     assert [run.name for run in twice] == ["a/run (1)", "a/run (2)"]
     assert document(twice)["settings"] == {}
-
-
-def test_png_bytes_are_a_picture(whole: Path) -> None:
-    content = (whole / "figures" / "quality.png").read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        assert image.format == "PNG" and image.width > 2 * image.height > 600
