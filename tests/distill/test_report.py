@@ -74,6 +74,7 @@ def make_run(folder: Path, *overrides: str, hole: float = 21.9, sheets: int = 1)
             "loss": 1 / step,
             "iou": 0.8,
             "reward_hps": -0.1 + step / 1000,
+            "reward_hps_hinged": -0.1,
             "steps_per_second": 2.0,
             "memory_gb": 3.0,
             "seconds_teacher": 0.3,
@@ -198,7 +199,7 @@ def test_students_teachers_and_truth_are_where_they_belong(whole: Path) -> None:
     student, teacher = panels["hole"].lines[:2]
     np.testing.assert_allclose(student.get_xydata(), [[1, 21.9], [2, 22.1]])  # type: ignore[arg-type]
     np.testing.assert_allclose(teacher.get_xydata(), [[2, 20.2], [50, 22.3]])  # type: ignore[arg-type]
-    assert len(panels["endpoint"].lines[1].get_xydata()) == 1  # its own endpoint is exact
+    assert np.size(panels["endpoint"].lines[1].get_xdata()) == 1  # its own endpoint is exact
     levels = [line.get_ydata()[0] for line in panels["motion in the hole"].lines[2:]]  # type: ignore[index]
     assert levels == [1.0]
     texts = [text.get_text() for text in panels["motion in the hole"].texts]
@@ -220,6 +221,16 @@ def test_rewards_have_the_teachers_line(whole: Path) -> None:
     (axes,) = figure.axes
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert list(dashed[0].get_ydata()) == [0.9, 0.9]  # type: ignore[arg-type]
+
+
+def test_the_teachers_score_of_a_step_goes_before_the_one_of_quality(tmp_path: Path) -> None:
+    lines = [{"step": n, "reward_hps": 0.1 * n, "reward_hps_teacher": 0.7} for n in (1, 2, 3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_quality(tmp_path / "quality.json", ROWS)
+    figure = figures.rewards([read_run(tmp_path)])
+    assert figure is not None
+    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    np.testing.assert_allclose(dashed[0].get_xydata(), [[1, 0.7], [2, 0.7], [3, 0.7]])  # type: ignore[arg-type]
 
 
 def test_the_time_that_no_part_claims_is_the_rest(whole: Path) -> None:

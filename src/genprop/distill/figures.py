@@ -92,10 +92,11 @@ def rewards(runs: Sequence[Run]) -> Figure | None:
 
 
 def reward_names(runs: Sequence[Run]) -> dict[str, None]:
-    """Rewards in the logs, in their order; `reward_x_teacher` is the teacher's score of x."""
+    """Rewards in the logs, in their order; beside `reward_x` stand the teacher's score and the hinged one."""
     logged = (name for run in runs for name in run.training)
+    beside_it = ("_teacher", "_hinged")
     return dict.fromkeys(
-        n.removeprefix("reward_") for n in logged if n.startswith("reward_") and not n.endswith("_teacher")
+        n.removeprefix("reward_") for n in logged if n.startswith("reward_") and not n.endswith(beside_it)
     )
 
 
