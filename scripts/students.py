@@ -2,9 +2,9 @@
 
     python scripts/students.py tiny runs/rewards/student --seeds 0 1 --clips 16 --out students.json
 
-Every student is measured at its own schedules for 1, 2, 4 and 8 evaluations, the teacher at 2, 4, 8 and all of its
-own, on the clips of `genprop demo` with those seeds. Prints one table in Markdown, means over the seeds, and
-writes every row as JSON.
+Every student is measured at its own schedules for 1, 2, 4 and 8 evaluations, the teacher at 2, 4, 8 and all
+of its own, on the clips of `genprop demo` with those seeds. Prints one table in Markdown, means over the
+seeds, and writes every row as JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`genprop distill` and what belongs to it: the schedule of a student, its adapter, and the report of a run."""
+"""`genprop distill` and what belongs to it: a student's schedule, its adapter, the report of a run."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def schedule(
     as_json: AsJson = False,
 ) -> None:
     """Choose a student's sigmas and eta by measurement, and write them into its bundle."""
-    from genprop.distill.schedule import schedule_bundle
+    from genprop.distill.reschedule import schedule_bundle
 
     log_to_stderr()
     found = schedule_bundle(
@@ -122,7 +122,7 @@ def schedule(
         steps=tuple(int(n) for n in steps.split(",")),
         seed=seed,
     )
-    say(f"{found['out']}: the schedules for {steps} steps")
+    say(f"{found['student']}: the schedules for {steps} steps")
     if as_json:
         print_json(found)
 

@@ -6,29 +6,20 @@ sigma s to mu + (x - mu) s0 / sqrt(s0^2 + s^2): what a one-step student has to s
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from genprop.config import Config, load_config
-from genprop.distill.objective import ConsistencyObjective, pseudo_huber, weight_of
+from genprop.distill.objective import ConsistencyObjective
 from genprop.distill.targets import (
-    Asked,
     edges,
     grid,
-    land,
-    phase_of,
-    stepped_target,
-    stored_target,
-    whole_share,
 )
 from genprop.distill.trajectories import trajectory
 from genprop.draws import Draws
 from genprop.edm import Denoiser, NetDenoiser
-from genprop.sampling import euler
 from genprop.teacher.net import Parts
 from genprop.teacher.sce import SceOut
 from genprop.types import Cond, NetOut

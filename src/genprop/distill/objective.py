@@ -2,9 +2,9 @@
 
     L = L_cd + w_region L_RA + w_adv L_adv - sum_r w_r J_r          (design: "Distillation")
 
-A student f is pulled to one answer along each of the teacher's trajectories (`targets.py`). f is the student's
-`Denoiser`, whose EDM form has f(x, 0) = x already. Region-aware loss, rewards and adversary are all on the x0
-that the consistency term computes: one evaluation of the student with gradient in each update.
+A student f is pulled to one answer along each of the teacher's trajectories (`targets.py`). f is the
+student's `Denoiser`, whose EDM form has f(x, 0) = x already. Region-aware loss, rewards and adversary are
+all on the x0 that the consistency term computes: one evaluation of the student with gradient in an update.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from genprop.adaptive import OwnOptimizer
 from genprop.config import Config
 from genprop.data.latents import Batch
 from genprop.distill.adversarial import AdversarialTerm
@@ -24,7 +25,6 @@ from genprop.distill.targets import Asked, grid, land, phase_of, stepped_target,
 from genprop.draws import Draws
 from genprop.edm import Denoiser, Guided, NetDenoiser, add_noise, precondition
 from genprop.latents import ImageEncoder
-from genprop.adaptive import OwnOptimizer
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.types import NetOut
@@ -96,7 +96,9 @@ class ConsistencyObjective(nn.Module):
         settings = self.config.distill.adversarial
         if self.adversarial is None:
             return {}
-        return {"adversarial.": OwnOptimizer(settings.learning_rate, settings.betas, self.config.student.clip)}
+        return {
+            "adversarial.": OwnOptimizer(settings.learning_rate, settings.betas, self.config.student.clip)
+        }
 
     def target_network(self, *inputs: Tensor) -> NetOut:
         """The network that gives targets: the student as it is, or its average over the last updates."""
@@ -148,16 +150,19 @@ class ConsistencyObjective(nn.Module):
         )
         x0 = p.c_skip * x + p.c_out * parts.out.velocity.float()
         error = land(x, x0, sigma, sigmas[asked.end]) - target
-        weight = weight_of(
-            sigma, sigmas[node + 1], kind=distill.weighting, exponent=distill.weight_exponent
-        )
+        weight = weight_of(sigma, sigmas[node + 1], kind=distill.weighting, exponent=distill.weight_exponent)
         consistency = (pseudo_huber(error, distill.huber).mean(dim=(1, 2, 3, 4)) * weight).mean()
         terms = self.region.terms(parts, x0 - inputs.target, inputs._replace(cond=student_cond), draws)
         loss = consistency + distill.region * terms.pop("loss")
         terms |= {"consistency": consistency, "target_mse": error.detach().square().mean()}
         if self.rewards is not None:
             found = self.rewards(
-                x0, truth=inputs.target, teacher=endpoint, mask=inputs.mask, captions=batch.get("caption"), draws=draws
+                x0,
+                truth=inputs.target,
+                teacher=endpoint,
+                mask=inputs.mask,
+                captions=batch.get("caption"),
+                draws=draws,
             )
             loss = loss - found.total
             terms |= found.scores
@@ -170,7 +175,7 @@ class ConsistencyObjective(nn.Module):
 
 
 class _Copies(nn.Module):
-    """Float32 copies of tensors, by name: buffers, so that they move with the module and are not saved with it."""
+    """Float32 copies of tensors, by name: buffers, so that they move with the module."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()

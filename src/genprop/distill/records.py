@@ -182,10 +182,15 @@ def quality_document(rows: Sequence[QualityRow]) -> dict[str, Any]:
     return {"rows": [plain(asdict(row)) for row in rows]}
 
 
+def write_json(path: Path, document: object) -> None:
+    """Write a document, whole or not at all."""
+    text = json.dumps(document, indent=1) + "\n"
+    write_whole(path.parent, {path.name: text.encode()})
+
+
 def write_quality(path: Path, rows: Sequence[QualityRow]) -> None:
     """Write `quality.json`, whole or not at all."""
-    text = json.dumps(quality_document(rows), indent=1, allow_nan=False) + "\n"
-    write_whole(path.parent, {path.name: text.encode()})
+    write_json(path, quality_document(rows))
 
 
 def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:

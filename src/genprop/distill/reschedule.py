@@ -6,7 +6,6 @@ training. The weights stay as they are, only the bundle's card is written.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +18,17 @@ from torch import Tensor
 from genprop.bundle import Bundle, check_schedule_target, read_bundle, reschedule
 from genprop.config import Config
 from genprop.data.latents import Batch
-from genprop.distill.schedule import STEPS, candidate_sigmas, find_schedule, phase_schedule
-from genprop.edm import Denoiser, Guided, NetDenoiser, karras_sigmas
+from genprop.distill.schedule import STEPS, Schedule, candidate_sigmas, find_schedule, phase_schedule
+from genprop.distill.targets import grid
+from genprop.distill.trajectories import trajectory
+from genprop.draws import Draws
+from genprop.edm import Denoiser, Guided, NetDenoiser
 from genprop.errors import GenPropError
+from genprop.latents import Autoencoder
 from genprop.loop import process_state
-from genprop.sampling import SOLVERS, start
 from genprop.student.clone import load_model
+from genprop.student.guidance import Told
 from genprop.teacher.base import Base
-from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.teacher.samples import training_samples
 from genprop.types import Cond
@@ -72,21 +74,14 @@ def schedule_bundle(
     for module in (net, guide, base.autoencoder, base.image_encoder):
         module.to(device)
     batch = {name: value.to(device) for name, value in held_out_clips(data, config, base, clips).items()}
-    inputs = TeacherObjective(net, base.image_encoder, config).inputs(batch, None)
-    shape, draw = inputs.target.shape, torch.Generator().manual_seed(seed)
-    noise = torch.randn(shape, generator=draw).to(device)
-    found = find_schedule(
-        ClipByClip(NetDenoiser(net)),
-        endpoint_of(guide, config, noise, inputs.cond),
-        noise,
-        inputs.cond,
-        inputs.target,
-        batch["mask"],
-        base.autoencoder,
-        candidate_sigmas(config),
-        sigma_max=config.sampling.sigma_max,
+    s = config.sampling
+    found = schedule_on(
+        Told(NetDenoiser(net), config),
+        Guided(NetDenoiser(guide), s.guidance_min, s.guidance_max),
+        batch,
+        objective=TeacherObjective(net, base.image_encoder, config),
+        autoencoder=base.autoencoder,
         steps=steps,
-        fixed=phase_schedule(config),
         seed=seed,
     )
     sigmas = dict(sorted({**bundle.card.sigmas, **found.sigmas}.items()))
@@ -96,10 +91,48 @@ def schedule_bundle(
         "student": str(written.folder),
         "sigmas": sigmas,
         "eta": eta,
-        "clips": len(noise),
+        "clips": len(batch["target"]),
         "seed": seed,
         "rows": found.rows,
     }
+
+
+def schedule_on(
+    student: Denoiser,
+    teacher: Denoiser,
+    batch: Batch,
+    *,
+    objective: TeacherObjective,
+    autoencoder: Autoencoder,
+    steps: Sequence[int] = STEPS,
+    seed: int = 0,
+) -> Schedule:
+    """The schedule of a student on encoded clips; the teacher's endpoints are on the student's grid.
+
+    Args:
+        teacher: guided.
+        batch: encoded clips, all on one device.
+        objective: for conditions and settings.
+        seed: of all noise.
+    """
+    config = objective.config
+    inputs = objective.inputs(batch, None)
+    noise = Draws.of(seed, len(inputs.target), device=inputs.target.device).randn(*inputs.target.shape[1:])
+    nodes = trajectory(ClipByClip(teacher), noise, grid(config), inputs.cond, solver=config.distill.solver)
+    return find_schedule(
+        ClipByClip(student),
+        nodes[:, -1],
+        noise,
+        inputs.cond,
+        inputs.target,
+        batch["mask"],
+        autoencoder,
+        candidate_sigmas(config),
+        sigma_max=config.sampling.sigma_max,
+        steps=steps,
+        fixed=phase_schedule(config),
+        seed=seed,
+    )
 
 
 def check_pair(student: str | Path, teacher: str | Path) -> Bundle:
@@ -147,15 +180,3 @@ class ClipByClip:
         )
         x0, mask_logits = zip(*(self.denoiser(x, s, Cond(*c)) for x, s, *c in parts), strict=True)
         return torch.cat(x0), torch.cat(mask_logits)
-
-
-@torch.no_grad()
-def endpoint_of(teacher: GenPropNet, config: Config, noise: Tensor, cond: Cond) -> Tensor:
-    """Where the guided teacher takes `noise` on the student's grid, with the student's solver."""
-    s, distill = config.sampling, config.distill
-    guided = ClipByClip(Guided(NetDenoiser(teacher), s.guidance_min, s.guidance_max))
-    nodes = karras_sigmas(distill.nodes, sigma_min=s.sigma_min, sigma_max=s.sigma_max, rho=s.rho)
-    x, count = start(noise, nodes[0]), len(noise)
-    for sigma, to in itertools.pairwise(nodes.to(noise.device)):
-        x = SOLVERS[distill.solver](guided, x, sigma.expand(count), to.expand(count), cond)
-    return x

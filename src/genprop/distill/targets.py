@@ -5,7 +5,8 @@ lands, by one straight step along its x0, on the end of node i's phase: sigma 0,
 (Wang et al. 2024, arXiv:2405.18407) the next edge of the grid. Where it has to land is one of two things:
 
     the trajectory's end   the teacher goes all the way; stable from the first update on
-    consistency            the teacher goes k nodes on, the target network lands from there (Song et al. 2023, eq. 10)
+    consistency            the teacher goes k nodes on, and the target network lands from there
+                           (Song et al. 2023, eq. 10)
 
 What the teacher does is read off its stored trajectories, or, from noised data, done in the step.
 

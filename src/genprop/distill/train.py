@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,12 @@ from genprop.distill.rewards.terms import RewardTerms, open_rewards
 from genprop.distill.schedule import Schedule
 from genprop.distill.trajectories import make_trajectories
 from genprop.draws import Draws
-from genprop.edm import Denoiser, Guided, NetDenoiser
+from genprop.edm import Guided, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, trained_tensors
-from genprop.student.guidance import guided_config, with_guidance
+from genprop.student.guidance import Told, guided_config, with_guidance
 from genprop.student.lora import save_lora, set_lora
 from genprop.teacher.base import Base
 from genprop.teacher.fits import available_memory, check_fits
@@ -154,7 +153,7 @@ def finish(
     region = TeacherObjective(student, base.image_encoder, config)
     denoiser, guided = Told(NetDenoiser(student), config), guide(net, config)(None)
     few = {name: value[:CLIPS].to(device) for name, value in held_out.items()}
-    schedule = schedule_on(denoiser, guided, region, few, base.autoencoder)
+    schedule = schedule_on(denoiser, guided, few, objective=region, autoencoder=base.autoencoder)
     write_json(out / "schedule.json", schedule._asdict())
     write_student(student, config, bundle.base, out / "student", schedule=schedule)
 
@@ -223,20 +222,6 @@ def guide(net: GenPropNet, config: Config) -> Callable[[Tensor | None], Guided]:
         return Guided(denoiser, sampling.guidance_min, sampling.guidance_max if scale is None else scale)
 
     return at
-
-
-@dataclass(frozen=True)
-class Told:
-    """A student as a denoiser that is told the usual guidance scale, if it has to be told one."""
-
-    denoiser: Denoiser
-    config: Config
-
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-        if self.config.net.guidance:
-            scale = self.config.sampling.guidance_max
-            cond = cond.with_guidance(torch.full((len(x),), scale, device=x.device))
-        return self.denoiser(x, sigma, cond)
 
 
 def fingerprint(teacher: Bundle, samples: Dataset[Batch]) -> str:

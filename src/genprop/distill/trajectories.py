@@ -118,13 +118,16 @@ def make_trajectories(
 def _settings(config: Config, made_by: str) -> dict[str, Any]:
     """What decides over a trajectory of a given number."""
     distill, sampling = config.distill, config.sampling
-    embedded = distill.guidance == "embedded"
+    scales = distill.guidance_range if distill.guidance == "embedded" else [sampling.guidance_max]
     return {
         "made_by": made_by,
         "nodes": distill.nodes,
         "solver": distill.solver,
         "sigmas": [sampling.sigma_min, sampling.sigma_max, sampling.rho],
-        "guidance": [sampling.guidance_min, *(distill.guidance_range if embedded else [sampling.guidance_max])],
+        "guidance": [
+            sampling.guidance_min,
+            *(distill.guidance_range if embedded else [sampling.guidance_max]),
+        ],
         "seed": config.student.seed,
     }
 
@@ -144,13 +147,15 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if was.get(key) != value:
             raise GenPropError(
-                f"{folder} holds trajectories of another {key}: got {value}, they were made with {was.get(key)}",
+                f"{folder} holds trajectories of another {key}: got {value}, made with {was.get(key)}",
                 "remove the folder, or choose another --out",
             )
 
 
 class Trajectories(Dataset[Batch]):
-    """A `Batch` with the teacher's trajectory beside it: `trajectory` `[N + 1, T, C, h, w]`, and `guidance` `[]`.
+    """A `Batch` with the teacher's trajectory beside it.
+
+    `trajectory` is `[N + 1, T, C, h, w]` in float16, `guidance` its scale, `[]`.
 
     Shards are read where they are asked for: at full size they are larger than a machine's memory.
     """
