@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from genprop.config import Config
 from genprop.distill.rewards.base import RewardCard
 from genprop.distill.rewards.choice import choose_frames, pick
 from genprop.distill.rewards.terms import RewardTerms, open_rewards, read_captions
-from genprop.distill_settings import DistillConfig, RewardConfig, RewardsConfig
+from genprop.distill_settings import RewardConfig, RewardsConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.teacher.base import Base
@@ -233,7 +232,7 @@ def test_gradients_that_accumulate_add_up(base, batch):
 def test_the_memory_plan_can_run_it_on_tensors_without_contents(small_config):
     with fake_tensors():
         base = frozen_base(small_config, How())
-        terms = opened(base, small_config, frames=3, texture={"weight": 1.0, "hinge": True})
+        terms = opened(base, frames=3, texture={"weight": 1.0, "hinge": True})
         assert terms is not None
         video = torch.zeros(2, 3, 4, 8, 8)
         x0, mask = video.clone().requires_grad_(), torch.zeros(2, 3, 1, 8, 8)
@@ -245,11 +244,10 @@ def test_the_memory_plan_can_run_it_on_tensors_without_contents(small_config):
 # --- opening ---
 
 
-def opened(base: Base, config: Config, *, frames: int = FRAMES, **rewards: Any) -> RewardTerms | None:
+def opened(base: Base, *, frames: int = FRAMES, **rewards: Any) -> RewardTerms | None:
     """As a file with the tables `rewards` opens them."""
-    distill = DistillConfig.model_validate({"rewards": rewards})
-    clip = config.clip.model_copy(update={"frames": frames})
-    return open_rewards(config.model_copy(update={"clip": clip, "distill": distill}), base, name="tiny-base")
+    config = RewardsConfig.model_validate(rewards)
+    return open_rewards(config, base.autoencoder, base.image_encoder, base_name="tiny-base", frames=frames)
 
 
 def test_a_table_that_names_a_weight_alone_keeps_the_rewards_own_defaults():
@@ -260,16 +258,16 @@ def test_a_table_that_names_a_weight_alone_keeps_the_rewards_own_defaults():
     assert [r.hinge for r in rewards] == [True, True, True, False]
 
 
-def test_rewards_of_weight_zero_are_not_opened(base, small_config):
-    assert opened(base, small_config) is None
+def test_rewards_of_weight_zero_are_not_opened(base):
+    assert opened(base) is None
 
 
-def test_the_rewards_without_a_download_score_and_leave_a_card(base, small_config, batch):
+def test_the_rewards_without_a_download_score_and_leave_a_card(base, batch):
     both = {
         "encoder": dict(weight=0.5, reference="first", frames=2),
         "texture": dict(weight=2.0, reference="truth", frames=3, hinge=False),
     }
-    terms = opened(base, small_config, **both)
+    terms = opened(base, **both)
     assert terms is not None
     x0 = batch["x0"].clone().requires_grad_()
     found = call(terms, batch, x0=x0)
@@ -293,8 +291,8 @@ def test_the_rewards_without_a_download_score_and_leave_a_card(base, small_confi
     }
 
 
-def test_texture_looks_only_into_the_hole(base, small_config, batch):
-    terms = opened(base, small_config, texture=dict(weight=1.0, reference="truth", frames=9, hinge=False))
+def test_texture_looks_only_into_the_hole(base, batch):
+    terms = opened(base, texture=dict(weight=1.0, reference="truth", frames=9, hinge=False))
     assert terms is not None
     assert float(call(terms, batch, mask=torch.zeros_like(batch["mask"])).total) == 0
     assert float(call(terms, batch).total) < 0
@@ -304,11 +302,9 @@ def test_texture_looks_only_into_the_hole(base, small_config, batch):
     ("name", "reference"),
     [("encoder", "text"), ("texture", "first"), ("texture", "text"), ("viclip", "first")],
 )
-def test_a_reference_that_makes_no_sense_is_refused_before_anything_is_fetched(
-    base, small_config, name, reference
-):
+def test_a_reference_that_makes_no_sense_is_refused_before_anything_is_fetched(base, name, reference):
     with pytest.raises(GenPropError, match=f"{name}.reference is '{reference}', expected one of") as caught:
-        opened(base, small_config, **{name: dict(weight=1.0, reference=reference)})
+        opened(base, **{name: dict(weight=1.0, reference=reference)})
     assert f"{name}.weight=0" in caught.value.hint
 
 
@@ -320,12 +316,11 @@ def test_a_clip_shorter_than_the_window_is_refused(base):
 
 
 @pytest.mark.parametrize("name", ["hps", "viclip"])
-def test_weights_that_are_not_there_name_the_way_out(base, small_config, name, tmp_path):
+def test_weights_that_are_not_there_name_the_way_out(base, name, tmp_path):
     pytest.importorskip(f"genprop.distill.rewards.{name}")
     with pytest.raises(GenPropError) as caught:
         opened(
             base,
-            small_config,
             frames=8,
             **{name: dict(weight=1.0, reference="truth", path=str(tmp_path / "no"))},
         )

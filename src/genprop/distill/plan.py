@@ -71,9 +71,14 @@ def outline_student(config: Config, how: How) -> Training:
     student = clone(net, adapter=distill.adapter)
     if distill.guidance == "embedded":
         with_guidance(student)
-    off = {"hps": RewardConfig(), "viclip": RewardConfig()}
-    here_already = distill.model_copy(update={"rewards": distill.rewards.model_copy(update=off)})
-    rewards = open_rewards(config.model_copy(update={"distill": here_already}), base, name=config.name)
+    off = RewardConfig()
+    rewards = open_rewards(
+        distill.rewards.model_copy(update={"hps": off, "viclip": off}),
+        base.autoencoder,
+        base.image_encoder,
+        base_name=config.name,
+        frames=config.clip.frames,
+    )
     adversarial = AdversarialTerm(net.backbone, distill.adversarial) if distill.adversarial.weight else None
     objective = ConsistencyObjective(
         student,

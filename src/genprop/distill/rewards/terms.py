@@ -18,18 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genprop.config import Config
 from genprop.distill.rewards.base import Reward
 from genprop.distill.rewards.choice import choose_frames, pick
 from genprop.distill.rewards.decode import LatentReward
 from genprop.distill.rewards.encoder import EncoderReward
 from genprop.distill.rewards.texture import TextureReward
-from genprop.distill_settings import RewardConfig
+from genprop.distill_settings import RewardConfig, RewardsConfig
 from genprop.draws import Draws
 from genprop.errors import GenPropError
 from genprop.hub import EMBEDDED, locate
-from genprop.latents import Autoencoder
-from genprop.teacher.base import Base
+from genprop.latents import Autoencoder, ImageEncoder
 
 REFERENCES = {
     "hps": ("first", "truth", "teacher", "text"),
@@ -156,43 +154,47 @@ class RewardTerms:
 
 
 def open_rewards(
-    config: Config, base: Base, *, name: str, device: torch.device | str | None = None
+    config: RewardsConfig,
+    autoencoder: Autoencoder,
+    image_encoder: ImageEncoder,
+    *,
+    base_name: str,
+    frames: int,
 ) -> RewardTerms | None:
-    """The rewards of `distill.rewards` whose weight is above 0; None if there is none.
+    """The rewards whose weight is above 0, on the autoencoder's device; None if there is none.
 
     Args:
-        base: frozen, in eval mode; what is used of it is used where it lies when a batch comes.
-        name: what the base goes by: an embedded name, a hub id or a folder.
-        device: of networks that are loaded here; where the autoencoder is now if None.
+        autoencoder, image_encoder: the base's, frozen, in eval mode, on their device.
+        base_name: what the base goes by: an embedded name, a hub id or a folder.
+        frames: of a clip.
 
     Raises:
         GenPropError: a reward cannot be had, cannot be compared with its reference, or sees more frames than
             a clip has; names how to get it and how to do without.
     """
-    rewards, autoencoder = config.distill.rewards, base.autoencoder
-    device = device or next(autoencoder.parameters()).device
+    device = next(autoencoder.parameters()).device
 
     def hps() -> Reward:
         from genprop.distill.rewards.hps import open_hps
 
-        return open_hps(rewards.hps.path, tokenizer=rewards.hps.tokenizer, device=device)
+        return open_hps(config.hps.path, tokenizer=config.hps.tokenizer, device=device)
 
     def viclip() -> Reward:
         from genprop.distill.rewards.viclip import open_viclip
 
-        return open_viclip(rewards.viclip.path, tokenizer=rewards.viclip.tokenizer).to(device)
+        return open_viclip(config.viclip.path, tokenizer=config.viclip.tokenizer).to(device)
 
     def encoder() -> Reward:
-        return EncoderReward(base.image_encoder, source=name, licence=_licence(name))
+        return EncoderReward(image_encoder, source=base_name, licence=_licence(base_name))
 
     def texture() -> Reward:
         return TextureReward(autoencoder.downsampling)
 
     table: dict[str, tuple[RewardConfig, Callable[[], Reward]]] = {
-        "hps": (rewards.hps, hps),
-        "viclip": (rewards.viclip, viclip),
-        "encoder": (rewards.encoder, encoder),
-        "texture": (rewards.texture, texture),
+        "hps": (config.hps, hps),
+        "viclip": (config.viclip, viclip),
+        "encoder": (config.encoder, encoder),
+        "texture": (config.texture, texture),
     }
     wanted = {key: entry for key, entry in table.items() if entry[0].weight}
     for key, (settings, _) in wanted.items():  # before anything is downloaded
@@ -211,9 +213,7 @@ def open_rewards(
                 raise
             off = f"or switch it off with distill.rewards.{key}.weight=0"
             raise GenPropError(error.message, f"{error.hint}; {off}".lstrip("; ")) from error
-    if not opened:
-        return None
-    return RewardTerms(opened, autoencoder, chunk=rewards.chunk, frames=config.clip.frames)
+    return RewardTerms(opened, autoencoder, chunk=config.chunk, frames=frames) if opened else None
 
 
 def read_captions(captions: Tensor | None, *, name: str) -> list[str]:
