@@ -25,9 +25,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, default_collate
 
+from genprop.adaptive import OwnOptimizer
 from genprop.checkpoint import list_checkpoints
 from genprop.config import Config
+from genprop.distill.adversarial import AdversarialTerm
+from genprop.distill_settings import AdversarialConfig
 from genprop.draws import Draws
+from genprop.edm import add_noise, precondition, sample_sigma
 from genprop.errors import GenPropError
 from genprop.loop import Validation, check_run, fit, is_main_process
 from genprop.settings import TrainConfig
@@ -47,6 +51,7 @@ SETTINGS: dict[str, Any] = {
     "keep_checkpoints": 9,
 }
 SHORT = {"steps": 6}
+DUEL = AdversarialConfig(weight=0.1, start=0.5, width=16, mean=-3.0, r1=0.1)
 RUNS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp": {},
@@ -96,6 +101,57 @@ def teacher(config: Config, *, seed: int) -> Any:
     return TeacherObjective(net, base.image_encoder, config)
 
 
+class Duel(nn.Module):
+    """The teacher's objective with a discriminator, and a weight pulled to its own average."""
+
+    average: Tensor
+
+    def __init__(self, config: Config, *, seed: int) -> None:
+        super().__init__()
+        self.region = teacher(config, seed=seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.discriminator = AdversarialTerm(self.region.net.backbone, DUEL)
+            self.register_buffer("average", torch.randn(16))
+        self.progress = 0.0
+
+    def before_step(self, progress: float) -> None:
+        self.progress = progress
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.average.lerp_(self._weight(), 0.1)
+
+    def _weight(self) -> Tensor:
+        """One parameter of the mask decoder."""
+        return next(p for p in self.region.net.mpd.parameters() if p.ndim > 1).flatten()[:16]
+
+    def memory(self) -> dict[str, Tensor]:
+        return {"average": self.average}
+
+    def own_optimizers(self) -> dict[str, OwnOptimizer]:
+        return {"discriminator.": self.discriminator.own_optimizer(clip=1.0)}
+
+    def forward(self, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
+        inputs = self.region.inputs(batch, None)
+        target, c = inputs.target, inputs.cond
+        sigma = sample_sigma(draws, mean=0.7, std=1.6)
+        x, p = add_noise(target, draws.randn(*target.shape[1:]), sigma), precondition(sigma)
+        parts = self.region.net.parts(
+            p.c_in * x, p.c_noise, c.first, c.source, c.image_embedding, c.added_time_ids
+        )
+        x0 = p.c_skip * x + p.c_out * parts.out.velocity.float()
+        terms = self.region.terms(parts, x0 - target, inputs, draws)
+        duel = self.discriminator(x0, inputs, draws, on=self.progress >= DUEL.start)
+        pull = (self._weight() - self.average).square().mean()
+        loss = terms.pop("loss") + duel.pop("loss") + 0.1 * pull
+        return {"loss": loss, "pull": pull, **terms, **duel}
+
+
+def train_duel(config: Config, out: Path, settings: dict[str, Any], *, seed: int = 0) -> None:
+    fit(Duel(config, seed=seed), Latents(), TrainConfig(**{**SETTINGS, **SHORT, **settings}), out)
+
+
 def train(
     config: Config, out: Path, settings: dict[str, Any], *, seed: int = 0, resume: bool = False
 ) -> None:
@@ -130,6 +186,8 @@ def work(config: Config, out: Path) -> None:
     for name, settings in RUNS.items():
         os.environ["ACCELERATE_USE_FSDP"] = str(name.startswith("fsdp")).lower()
         train(config, out / name, settings, seed=rank)  # all start as the first process does
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    train_duel(config, out / "ddp-duel", {}, seed=rank)
     for name in ("ddp", "fsdp"):
         os.environ["ACCELERATE_USE_FSDP"] = str(name == "fsdp").lower()
         checkpoint = Path("checkpoints", "step-00000010")
@@ -182,6 +240,7 @@ def runs(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path
     start_two(small_config, out)
     train(small_config, out / "one", {"batch_size": 2})
     train(small_config, out / "one-accumulated", {**SHORT, "batch_size": 4})
+    train_duel(small_config, out / "one-duel", {"batch_size": 2})
     return out
 
 
@@ -224,6 +283,18 @@ def test_accumulating_on_two_processes_is_a_batch_of_4_on_one(runs: Path, name: 
     assert logged(runs / f"{name}-accumulated", "loss") == pytest.approx(expected, rel=0, abs=1e-5)
     got = logged(runs / f"{name}-accumulated", "grad_norm")
     assert got == pytest.approx(logged(runs / "one-accumulated", "grad_norm"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_discriminator_and_an_average_train_as_one(runs: Path) -> None:
+    for name in ("loss", "pull", "discriminator", "adversarial", "r1", "accuracy_true"):
+        expected = logged(runs / "one-duel", name)
+        assert len(expected) == 6 and max(expected) > min(expected)
+        assert logged(runs / "ddp-duel", name) == pytest.approx(expected, rel=0, abs=1e-5), name
+    for name in ("grad_norm", "discriminator.grad_norm"):
+        assert logged(runs / "ddp-duel", name) == pytest.approx(logged(runs / "one-duel", name), rel=1e-3)
+    kept = [list_checkpoints(runs / run)[-1] / "objective.safetensors" for run in ("ddp-duel", "one-duel")]
+    assert_close(load_file(kept[0]), load_file(kept[1]), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -339,6 +410,53 @@ def test_a_sharded_run_is_that_of_a_plain_one(
     assert_close(sharded.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
     for name in ("loss", "grad_norm", "val/scale", "val/one"):
         assert logged(tmp_path / "sharded", name) == pytest.approx(logged(tmp_path / "plain", name), rel=1e-4)
+
+
+class ToldToy(Toy):
+    """The same, told of the steps; with whatever else it is given."""
+
+    def __init__(
+        self, kept: dict[str, Tensor] | None = None, own: dict[str, OwnOptimizer] | None = None
+    ) -> None:
+        super().__init__()
+        self.kept, self.own, self.progress, self.after = kept or {}, own or {}, 0.0, 0
+
+    def before_step(self, progress: float) -> None:
+        self.progress = progress
+
+    def after_step(self) -> None:
+        self.after += 1
+
+    def memory(self) -> dict[str, Tensor]:
+        return self.kept
+
+    def own_optimizers(self) -> dict[str, OwnOptimizer]:
+        return self.own
+
+    def forward(self, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
+        told = {"progress": torch.tensor(self.progress), "after": torch.tensor(float(self.after))}
+        return {**super().forward(batch, draws), **told}
+
+
+def test_a_sharded_copy_is_told_of_the_steps(tmp_path: Path, group: None) -> None:
+    fit(ToldToy(), Latents(), TrainConfig(**{**SETTINGS, "steps": 4}), tmp_path)
+    assert logged(tmp_path, "progress") == [0, 0.25, 0.5, 0.75]
+    assert logged(tmp_path, "after") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kept", "own", "named"),
+    [
+        ({}, {"scale": OwnOptimizer(1e-3, (0.0, 0.9), 1.0)}, "scale"),
+        ({"average": torch.ones(2)}, {}, "average"),
+    ],
+)
+def test_an_objective_with_more_than_parameters_is_not_sharded(
+    tmp_path: Path, group: None, kept: dict[str, Tensor], own: dict[str, OwnOptimizer], named: str
+) -> None:
+    with pytest.raises(GenPropError, match=f"{named}.*expected none with FSDP") as caught:
+        fit(ToldToy(kept, own), Latents(), TrainConfig(steps=1), tmp_path)
+    assert "without --use_fsdp" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch, torch.utils.tensorboard
-from test_loop import Regression, points
+from test_loop import {kind}, points
 from genprop.settings import TrainConfig
 from genprop.loop import fit
 
@@ -34,7 +34,7 @@ out, config = Path({out!r}), TrainConfig(
     steps={steps}, batch_size=3, accumulate=2, warmup=4, ema=0.9, checkpoint_every=1, log_every=1
 )
 
-class Reporting(Regression):
+class Reporting({kind}):
     def forward(self, batch, draws):
         if report is not None:
             os.write(report, b".")
@@ -88,8 +88,15 @@ print(json.dumps(dict(codes=codes, cut_short=cut_short, reached=reached)))
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), steps=STEPS, kills=KILLS)
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [("Regression", ("weights", "ema", "optimizer")), ("Duel", ("weights", "ema", "optimizer", "objective"))],
+)
+def test_ten_kills_at_random_moments_leave_no_trace(
+    tmp_path: Path, kind: str, files: tuple[str, ...]
+) -> None:
+    tests = str(Path(__file__).parent)
+    script = SCRIPT.format(tests=tests, kind=kind, out=str(tmp_path), steps=STEPS, kills=KILLS)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
@@ -98,7 +105,7 @@ def test_ten_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
     assert len(set(report["reached"])) > KILLS // 2 and max(report["reached"]) < STEPS
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     assert list_checkpoints(broken)[-1].name == f"step-{STEPS:08d}"
-    for file in ("weights", "ema", "optimizer"):
+    for file in files:
         a, b = (load_file(list_checkpoints(out)[-1] / f"{file}.safetensors") for out in (broken, whole))
         assert_same(a, b)
     assert not list((broken / "checkpoints").glob("partial-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -17,8 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from genprop.adaptive import Adaptive, OwnOptimizer
 from genprop.checkpoint import list_checkpoints
 from genprop.draws import Draws
 from genprop.errors import GenPropError
@@ -45,6 +48,44 @@ class Regression(nn.Module):
         x = x + self.noise * draws.randn(*x.shape[1:])
         loss = (self.net(x) - y).square().mean()
         return {"loss": loss, "noise": x.std()}
+
+
+class Duel(Regression):
+    """The same, pulled to a target network that follows it, with a discriminator of its guesses."""
+
+    def __init__(self, *, noise: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__(noise=noise, dropout=dropout)
+        self.discriminator = nn.Linear(1, 1)
+        self.target = copy.deepcopy(self.net).requires_grad_(False)
+        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
+        self.progress = math.nan
+
+    def before_step(self, progress: float) -> None:
+        self.progress = progress
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for target, weight in zip(self.target.parameters(), self.net.parameters(), strict=True):
+            target.lerp_(weight, 0.1)
+        self.steps_seen += 1
+
+    def memory(self) -> dict[str, Tensor]:
+        return {
+            name: value for name, value in self.state_dict().items() if name.startswith(("target", "steps"))
+        }
+
+    def own_optimizers(self) -> dict[str, OwnOptimizer]:
+        return {"discriminator.": OwnOptimizer(1e-2, (0.0, 0.9), clip=0.05)}
+
+    def forward(self, batch: list[Tensor], draws: Draws) -> dict[str, Tensor]:
+        x, y = batch
+        x = x + self.noise * draws.randn(*x.shape[1:])
+        guess = self.net(x)
+        fixed = self.discriminator.weight.detach(), self.discriminator.bias.detach()
+        student = (guess - y).square().mean() + 0.3 * (guess - self.target(x)).square().mean()
+        student = student - self.progress * F.linear(guess, *fixed).mean()
+        judge = F.relu(1 - self.discriminator(y)) + F.relu(1 + self.discriminator(guess.detach()))
+        return {"loss": student + judge.mean(), "progress": torch.tensor(self.progress)}
 
 
 class Constant(nn.Module):
@@ -200,11 +241,11 @@ RUN = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_loop import Regression, points
+from test_loop import {kind}, points
 from genprop.settings import TrainConfig
 from genprop.loop import fit
 
-class Killed(Regression):
+class Killed({kind}):
     calls = 0
     def forward(self, batch, draws):
         self.calls += 1
@@ -217,14 +258,16 @@ fit(Killed(noise=0.1, dropout=0.2), points(22), config, Path({out!r}))
 """
 
 
-def test_killed_and_resumed_is_bit_identical_to_uninterrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Regression, Duel])
+def test_killed_and_resumed_is_bit_identical_to_uninterrupted(tmp_path: Path, kind: type[Regression]) -> None:
     numbers = {"steps": 30, "batch_size": 3, "accumulate": 2, "warmup": 4, "ema": 0.9, "checkpoint_every": 5}
     config = TrainConfig(**numbers, log_every=1, keep_checkpoints=3)  # type: ignore[arg-type]
-    whole, broken = Regression(noise=0.1, dropout=0.2), Regression(noise=0.1, dropout=0.2)
+    whole, broken = kind(noise=0.1, dropout=0.2), kind(noise=0.1, dropout=0.2)
     fit(whole, points(22), config, tmp_path / "whole")
 
     out = tmp_path / "broken"
-    script = RUN.format(tests=str(Path(__file__).parent), config=config.model_dump(), out=str(out))
+    tests = str(Path(__file__).parent)
+    script = RUN.format(tests=tests, kind=kind.__name__, config=config.model_dump(), out=str(out))
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [folder.name for folder in list_checkpoints(out)] == [
@@ -238,19 +281,113 @@ def test_killed_and_resumed_is_bit_identical_to_uninterrupted(tmp_path: Path) ->
         file.write('{"step": 18, "lo')  # and in the middle of a line
 
     with torch.no_grad():  # the state must come from the checkpoint, not from the new process
-        for parameter in broken.net.parameters():
-            parameter.fill_(7.0)
+        for name, value in broken.state_dict().items():
+            if not name.startswith("frozen"):
+                value.fill_(7.0)
     torch.manual_seed(99)
     summary = fit(broken, points(22), config, out, resume=True)
     assert summary["resumed_from"] == 15
-    assert_same(weights(broken), weights(whole))
-    for file in ("weights", "ema", "optimizer"):
-        path = Path("checkpoints", "step-00000030", f"{file}.safetensors")
+    assert_same(dict(broken.state_dict()), dict(whole.state_dict()))
+    files = ["ema", "objective", "optimizer", "weights"] if kind is Duel else ["ema", "optimizer", "weights"]
+    newest = Path("checkpoints", "step-00000030")
+    assert sorted(path.stem for path in (out / newest).glob("*.safetensors")) == files
+    for file in files:
+        path = newest / f"{file}.safetensors"
         assert_same(load_file(tmp_path / "whole" / path), load_file(out / path))
     assert not list((out / "checkpoints").glob("partial-*"))
     assert [line["step"] for line in lines(out)] == list(range(1, 31))
     a, b = lines(out)[-1], lines(tmp_path / "whole")[-1]
     assert a["loss"] == b["loss"] and a["lr"] == b["lr"]
+
+
+class Told(Constant):
+    """What the loop says to an objective that changes, and the weight at that moment."""
+
+    def __init__(self, kept: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.discriminator = nn.Linear(2, 1)
+        self.kept = kept or {}
+        self.told: list[tuple[str, float, float]] = []
+        nn.init.zeros_(self.discriminator.weight)
+
+    def before_step(self, progress: float) -> None:
+        self.told.append(("before", progress, self.weight.item()))
+
+    def after_step(self) -> None:
+        self.told.append(("after", math.nan, self.weight.item()))
+
+    def memory(self) -> dict[str, Tensor]:
+        return self.kept
+
+    def own_optimizers(self) -> dict[str, OwnOptimizer]:
+        return {"discriminator.": OwnOptimizer(0.01, (0.0, 0.5), clip=2.0)}
+
+    def forward(self, batch: list[Tensor], draws: Draws) -> dict[str, Tensor]:
+        pull = torch.tensor([[3.0, 4.0]]) * self.discriminator.weight
+        return {"loss": 0.5 * self.weight + pull.sum() + 0 * self.discriminator.bias.sum()}
+
+
+def test_an_objective_is_told_of_every_step_before_it_and_after_it(tmp_path: Path) -> None:
+    config = TrainConfig(steps=4, checkpoint_every=2, learning_rate=0.1, warmup=0, min_learning_rate_ratio=1)
+    objective = Told()
+    assert isinstance(objective, Adaptive) and not isinstance(Constant(), Adaptive)
+    fit(objective, points(), config, tmp_path)
+    assert [(kind, progress) for kind, progress, _ in objective.told[::2]] == [
+        ("before", i / 4) for i in range(4)
+    ]
+    assert [kind for kind, _, _ in objective.told[1::2]] == ["after"] * 4
+    seen = [weight for _, _, weight in objective.told]
+    assert seen == pytest.approx([0, -0.1, -0.1, -0.2, -0.2, -0.3, -0.3, -0.4], rel=1e-5)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")
+    resumed = Told()
+    fit(resumed, points(), config, tmp_path, resume=True)
+    assert [progress for _, progress, _ in resumed.told[::2]] == [0.5, 0.75]
+
+
+def test_a_part_with_an_optimiser_of_its_own_has_its_own_numbers(tmp_path: Path) -> None:
+    config = TrainConfig(
+        steps=4,
+        learning_rate=0.1,
+        warmup=2,
+        weight_decay=0.5,
+        betas=(0.5, 0.9),
+        clip=0.25,
+        ema=0,
+        log_every=1,
+    )
+    objective = Told()
+    fit(objective, points(), config, tmp_path)
+    assert [line["grad_norm"] for line in lines(tmp_path)] == pytest.approx([0.5] * 4)
+    assert [line["discriminator.grad_norm"] for line in lines(tmp_path)] == pytest.approx([5.0] * 4)
+    rates = [learning_rate(step, config) for step in range(4)]
+    assert objective.weight.item() == pytest.approx(-sum(rates), rel=1e-4)
+    # the same shape a tenth as high, and no decay, although a matrix
+    torch.testing.assert_close(
+        objective.discriminator.weight.detach(), torch.full((1, 2), -sum(rates) / 10), rtol=1e-4, atol=0
+    )
+    own = [learning_rate(step, config, peak=0.01) for step in range(4)]
+    assert own == pytest.approx([rate / 10 for rate in rates])
+    moments = load_file(list_checkpoints(tmp_path)[-1] / "optimizer.safetensors")
+    assert moments["exp_avg/weight"].item() == pytest.approx(0.25 * (1 - 0.5**4), rel=1e-5)
+    clipped = torch.tensor([[1.2, 1.6]])  # to 2, from 5; and beta is 0
+    torch.testing.assert_close(moments["exp_avg/discriminator.weight"], clipped)
+    torch.testing.assert_close(moments["exp_avg_sq/discriminator.weight"], clipped**2 * (1 - 0.5**4))
+
+
+def test_a_checkpoint_with_other_things_kept_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(steps=1)
+    fit(Told({"a": torch.ones(2)}), points(), config, tmp_path / "kept")
+    fit(Told(), points(), config, tmp_path / "old")
+    assert not list((tmp_path / "old").rglob("objective.safetensors"))
+    fit(Told(), points(), config, tmp_path / "old", resume=True)
+    for run, kept, message in (
+        ("old", {"a": torch.ones(2)}, r"a got nothing, expected \(2,\)"),
+        ("kept", {"a": torch.ones(3)}, r"a got \(2,\), expected \(3,\)"),
+        ("kept", {}, r"a got \(2,\), expected nothing"),
+    ):
+        with pytest.raises(GenPropError, match=message) as caught:
+            fit(Told(kept), points(), config, tmp_path / run, resume=True)
+        assert caught.value.hint
 
 
 def test_a_kill_while_saving_leaves_the_previous_checkpoint(
