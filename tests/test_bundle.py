@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
+from genprop.bundle import Bundle, check_base, read_bundle, reschedule, write_bundle
 from genprop.config import Config
 from genprop.errors import GenPropError
 from genprop.hub import base_sha256, locate, sha256
@@ -198,3 +199,74 @@ def test_a_folder_of_something_else_is_never_replaced(
         write_bundle(precious, kind="teacher", config=small_config, base=base, tensors=tensors)
     assert [p.name for p in precious.iterdir()] == ["photo.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "holiday"]
+
+
+NEW = {1: (80.0,), 2: (80.0, 0.4)}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_new_schedule_changes_the_card_and_nothing_else(bundle: Bundle) -> None:
+    before = contents(bundle.folder)
+    made = reschedule(bundle, sigmas=NEW, eta={2: 0.5})
+    assert (made.card.sigmas, made.card.eta) == (NEW, {2: 0.5})
+    assert made.card == bundle.card.model_copy(update={"sigmas": NEW, "eta": {2: 0.5}})
+    after = contents(bundle.folder)
+    assert before.pop("bundle.json") != after.pop("bundle.json") and before == after
+
+
+def test_a_copy_with_a_new_schedule_finds_its_base_and_leaves_the_bundle_alone(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    before = contents(bundle.folder)
+    made = reschedule(bundle, sigmas=NEW, eta={}, out=tmp_path / "deep" / "copy")
+    assert contents(bundle.folder) == before
+    assert made.card.sigmas == NEW and made.card.base == "../../base" and made.lora is not None
+    check_base(made)
+    again = reschedule(bundle, sigmas=NEW, eta={2: 0.25}, out=made.folder)  # an older bundle is replaced
+    assert again.card.eta == {2: 0.25}
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_schedule_that_cannot_be_written_leaves_everything_as_it_was(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: bool
+) -> None:
+    before = contents(tmp_path)
+
+    def full(source: str | Path, target: str | Path) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        reschedule(bundle, sigmas=NEW, eta={}, out=tmp_path / "copy" if copy else None)
+    assert contents(tmp_path) == before and not (tmp_path / "copy").exists()
+
+
+def test_an_embedded_bundle_is_rescheduled_only_into_a_folder(tmp_path: Path) -> None:
+    tiny = read_bundle("tiny")
+    before = contents(tiny.folder)
+    with pytest.raises(GenPropError, match="tiny is part of the package"):
+        reschedule(tiny, sigmas=NEW, eta={})
+    made = reschedule(tiny, sigmas=NEW, eta={2: 0.5}, out=tmp_path / "mine")
+    assert contents(tiny.folder) == before
+    assert made.card.base == "tiny-base" and made.card.files == tiny.card.files
+    with pytest.raises(GenPropError, match="not a bundle"):
+        reschedule(tiny, sigmas=NEW, eta={}, out=tmp_path)
+
+
+def test_bundles_from_before_eta_draw_fresh_noise_as_they_did(bundle: Bundle) -> None:
+    file = bundle.folder / "bundle.json"
+    card = json.loads(file.read_text())
+    assert card.pop("eta") == {}
+    file.write_text(json.dumps(card))
+    assert read_bundle(bundle.folder).card.eta == {}
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_an_eta_that_is_no_share_is_refused(bundle: Bundle, eta: float) -> None:
+    file = bundle.folder / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eta": {"2": eta}}))
+    with pytest.raises(GenPropError, match=r"bundle\.json cannot be read"):
+        read_bundle(bundle.folder)

@@ -168,7 +168,7 @@ def test_a_clip_without_a_hole_has_a_score() -> None:
 
 @dataclass
 class Second:
-    """Exact but for a hole that is empty at the top; what comes after depends on the fresh noise in x."""
+    """At the top, the truth with an empty hole; after it, right with all fresh noise or with none."""
 
     noise: Tensor
     wants_fresh: bool
@@ -178,11 +178,12 @@ class Second:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         s = float(sigma[0])
         self.seen.append(s)
-        unit = x / s
-        old = (unit * self.noise).sum() / self.noise.square().sum()
-        fresh = (unit - old * self.noise).std()
+        top = TRUTH * (1 - HOLE)
+        added = (x - top) / s
+        old = (added * self.noise).sum() / self.noise.square().sum()
+        fresh = (added - old * self.noise).std()  # eta
         if s == 80 or self.ignores_noise:
-            x0 = TRUTH * (1 - HOLE)
+            x0 = top
         elif self.wants_fresh:
             x0 = TRUTH * (1 - HOLE + fresh * HOLE)
         else:
@@ -254,5 +255,5 @@ def test_a_phased_students_schedule_is_where_its_phases_begin() -> None:
 
 def test_candidates_lie_between_the_top_and_what_can_be_seen() -> None:
     levels = candidate_sigmas(load_config("tiny"))
-    assert len(levels) == 10 and levels == sorted(levels, reverse=True)
-    assert levels[0] < 80 and levels[-1] > 0.05
+    assert len(levels) == 11 and levels == sorted(levels, reverse=True)
+    assert levels[0] < 80 and levels[-1] == pytest.approx(0.05)

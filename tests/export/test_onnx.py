@@ -56,6 +56,7 @@ def bundle(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
         base=folder / "base",
         tensors=trained_tensors(net, backbone=False),
         sigmas=SIGMAS,
+        eta={4: 0.5},
         save_lora=lambda target: save_lora(net, target, rank=2),
     )
     return folder / "student"
@@ -73,7 +74,8 @@ def test_manifest_is_what_was_written_and_what_the_bundle_says(
     out, manifest = exported
     assert read_manifest(out) == manifest
     card = read_bundle(bundle).card
-    assert (manifest.kind, manifest.config, manifest.sigmas) == (card.kind, card.config, card.sigmas)
+    assert (manifest.kind, manifest.config) == (card.kind, card.config)
+    assert (manifest.sigmas, manifest.eta) == (card.sigmas, card.eta) == (SIGMAS, {4: 0.5})
     assert manifest.scaling_factor == 0.5
     assert manifest.weights == {**card.files, "base": card.base_sha256}
     files = {p.name: sha256(p) for p in out.iterdir() if p.name != "manifest.json"}

@@ -30,6 +30,7 @@ from genprop.teacher.net import GenPropNet
 from genprop.types import NetOut
 
 SIGMAS = {1: (80.0,), 4: (80.0, 8.0, 2.0, 0.5)}
+ETA = {4: 0.25}
 
 
 class Small(nn.Module):
@@ -84,6 +85,7 @@ def bundle(light_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
         base=folder / "base",
         tensors=tensors,
         sigmas=SIGMAS,
+        eta=ETA,
     )
     return folder / "student"
 
@@ -109,6 +111,7 @@ def export(
         kind="student",
         config=light_config,
         sigmas=SIGMAS,
+        eta=ETA,
         scaling_factor=0.5,
         latent_channels=4,
         chunk=2,  # so that three frames are two chunks
@@ -125,7 +128,7 @@ def export(
 def test_auto_takes_the_backend_that_fits(bundle: Path, export: Path) -> None:
     for stages, backend in ((open_stages(bundle), "torch"), (open_stages(export), "onnxruntime")):
         assert (stages.backend, stages.kind, stages.scaling_factor) == (backend, "student", 0.5)
-        assert stages.sigmas == SIGMAS and stages.config.name == "small"
+        assert (stages.sigmas, stages.eta) == (SIGMAS, ETA) and stages.config.name == "small"
 
 
 def test_autoencoder_and_image_encoder_agree(bundle: Path, export: Path, rng: torch.Generator) -> None:

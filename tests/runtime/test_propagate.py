@@ -309,6 +309,22 @@ def test_a_student_draws_fresh_noise_unless_it_is_to_be_deterministic() -> None:
     assert torch.allclose(one[0], one[1], atol=1e-5)  # with one step there is nothing to draw
 
 
+def test_a_students_eta_is_that_of_its_number_of_steps_and_fresh_noise_where_none_is_named() -> None:
+    noise = torch.ones((1, FRAMES, 3, 4, 4))
+
+    def draw(eta: dict[int, float], *, steps: int, seed: int, deterministic: bool = False) -> Tensor:
+        of = replace(stages(denoise), eta=eta)
+        return window(of, seed=seed, steps=steps, noise=noise, deterministic=deterministic).latents
+
+    ode = draw({}, steps=4, seed=0, deterministic=True)
+    assert torch.equal(draw({4: 0.0}, steps=4, seed=1), ode)
+    assert torch.equal(draw({4: 0.5}, steps=4, seed=1, deterministic=True), ode)
+    fresh = draw({}, steps=2, seed=1)
+    assert torch.equal(draw({2: 1.0, 4: 0.0}, steps=2, seed=1), fresh)
+    some = draw({2: 0.5}, steps=2, seed=1)
+    assert not torch.equal(some, fresh) and not torch.equal(some, draw({2: 0.0}, steps=2, seed=1))
+
+
 def test_schedules() -> None:
     student, teacher = stages(), stages(kind="teacher")
     assert schedule(student, 2).tolist() == [20.0, 1.0, 0.0]

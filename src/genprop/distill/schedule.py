@@ -32,7 +32,7 @@ from genprop.types import Cond
 
 STEPS = (1, 2, 4, 8)
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-CANDIDATES = 10
+CANDIDATES = 11
 DRAWS = 3
 """Of fresh noise, for each eta above 0."""
 TIE = 0.01
@@ -169,7 +169,7 @@ def _with_one_more(sigmas: Sigmas, candidates: Sequence[float]) -> list[Sigmas]:
 def candidate_sigmas(config: Config) -> list[float]:
     """Levels to choose from: Karras' nodes between the largest sigma and what an eye would still see."""
     s = config.sampling
-    return karras_sigmas(CANDIDATES + 2, sigma_min=0.05, sigma_max=s.sigma_max, rho=s.rho)[1:-2].tolist()
+    return karras_sigmas(CANDIDATES + 1, sigma_min=0.05, sigma_max=s.sigma_max, rho=s.rho)[1:-1].tolist()
 
 
 def phase_schedule(config: Config) -> dict[int, Sigmas]:
