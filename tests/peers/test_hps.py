@@ -127,7 +127,8 @@ def test_pils_resizing_differs_by_its_rounding_and_clipping_to_bytes(photo: Tens
     rows = pil[:, top : top + bytewise.shape[-2]]
     print(
         f"\nagainst PIL's uint8, in levels of 255: ours {(plain - pil).abs().max():.2f} at most, "
-        f"{(plain - pil).abs().mean():.2f} on average; by way of bytes {distance(bytewise[0], rows):.0f} at most"
+        f"{(plain - pil).abs().mean():.2f} on average; "
+        f"by way of bytes {distance(bytewise[0], rows):.0f} at most"
     )
     assert distance(bytewise[0], rows) <= 1
 
