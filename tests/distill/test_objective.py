@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import default_collate
 
 from genprop.config import Config, load_config
@@ -124,6 +125,7 @@ def train(
     everything, generator = default_collate(data), torch.Generator().manual_seed(3)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-5)
+    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.98))
     for step in range(steps):
         objective.before_step(step / steps)
         chosen = torch.randint(len(data), (16,), generator=generator)
@@ -133,7 +135,8 @@ def train(
         optimizer.step()
         schedule.step()
         objective.after_step()
-    return student
+        averaged.update_parameters(student)
+    return averaged.module
 
 
 def stored(count: int, config: Config) -> list[dict[str, Tensor]]:
@@ -152,13 +155,13 @@ def test_k_steps_of_the_teacher_reach_the_solution_of_the_ode(steps: int) -> Non
 @pytest.mark.parametrize("steps", [1, 5, 0])
 def test_stored_trajectories_reach_it_without_a_teacher(steps: int) -> None:
     config = configuration(f"distill.teacher_steps={steps}", "distill.trajectory=0")
-    student = train(config, stored(512, config), 700, teacher=None)
+    student = train(config, stored(512, config), 1500, teacher=None)
     assert answer_error(student, 20.0) < 0.03
 
 
 def test_a_schedule_from_trajectories_to_consistency_reaches_it() -> None:
     config = configuration("distill.trajectory=0.3", "distill.blend=0.3")
-    student = train(config, stored(512, config), 700, teacher=None)
+    student = train(config, stored(512, config), 1500, teacher=None)
     assert answer_error(student, 20.0) < 0.03
 
 
@@ -170,7 +173,7 @@ def test_an_averaged_target_network_reaches_it() -> None:
 
 def test_a_phased_student_lands_on_the_edges_of_its_phases() -> None:
     config = configuration("distill.phases=2", "distill.trajectory=0", "distill.teacher_steps=5")
-    student = train(config, samples(2048), 700)
+    student = train(config, samples(2048), 1500)
     sigmas = grid(config)
     middle = float(sigmas[edges(20, 2)[1]])
     assert answer_error(student, 20.0, middle) < 0.03

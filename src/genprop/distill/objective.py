@@ -27,7 +27,7 @@ from genprop.edm import Denoiser, Guided, NetDenoiser, add_noise, precondition
 from genprop.latents import ImageEncoder
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
-from genprop.types import NetOut
+from genprop.types import Cond, NetOut
 
 SNR_CUT = 5.0
 """Above it the weight `1 / s^2 + 1` grows no further (min-SNR, Hang et al. 2023)."""
@@ -93,15 +93,29 @@ class ConsistencyObjective(nn.Module):
         return self.target.tensors()
 
     def own_optimizers(self) -> dict[str, OwnOptimizer]:
-        settings = self.config.distill.adversarial
         if self.adversarial is None:
             return {}
-        return {
-            "adversarial.": OwnOptimizer(settings.learning_rate, settings.betas, self.config.student.clip)
-        }
+        return {"adversarial.": self.adversarial.own_optimizer(clip=self.config.student.clip)}
 
-    def target_network(self, *inputs: Tensor) -> NetOut:
+    @property
+    def share(self) -> float:
+        """The share of the samples whose target is the trajectory's end, in this update."""
+        distill = self.config.distill
+        if not distill.teacher_steps:
+            return 1.0
+        return whole_share(self.progress, trajectory=distill.trajectory, blend=distill.blend)
+
+    def target_network(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        first: Tensor,
+        source: Tensor,
+        image_embedding: Tensor,
+        added_time_ids: Tensor,
+    ) -> NetOut:
         """The network that gives targets: the student as it is, or its average over the last updates."""
+        inputs = (sample, timestep, first, source, image_embedding, added_time_ids)
         followed = self.target.tensors()
         return functional_call(self.student, followed, inputs) if followed else self.student(*inputs)
 
@@ -115,9 +129,9 @@ class ConsistencyObjective(nn.Module):
         first, _ = phase_of(node, nodes=count, phases=distill.phases)
         node = torch.where(draws.rand() < distill.top_share, first, node)
         asked = Asked(node, phase_of(node, nodes=count, phases=distill.phases)[1])
-        share = whole_share(self.progress, trajectory=distill.trajectory, blend=distill.blend)
-        whole = draws.rand() < share if distill.teacher_steps else torch.ones_like(node, dtype=torch.bool)
-        on = torch.where(whole, count, distill.teacher_steps)
+        k, share = distill.teacher_steps, self.share
+        whole = draws.rand() < share
+        on = torch.where(whole, count, k)
         if distill.guidance == "embedded":
             if "trajectory" in batch:
                 scale = batch["guidance"].float()
@@ -130,17 +144,26 @@ class ConsistencyObjective(nn.Module):
         else:
             student_cond = cond
 
-        def network(x: Tensor, sigma: Tensor, _: object) -> tuple[Tensor, Tensor]:
+        def follow(x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
             return NetDenoiser(self.target_network)(x, sigma, student_cond)
 
+        network = None if share == 1 else follow  # nobody asks where every trajectory arrives
         if "trajectory" in batch:
-            x, target = stored_target(batch["trajectory"], asked, on, sigmas, student_cond, network=network)
+            x, target = stored_target(batch["trajectory"], asked, on, sigmas, cond, network=network)
             endpoint = batch["trajectory"][:, -1].float()
         else:
             assert teacher is not None, "without trajectories the objective needs the teacher"
             x = add_noise(inputs.target, draws.randn(*inputs.target.shape[1:]), sigmas[node])
             target = stepped_target(
-                x, asked, on, sigmas, cond, teacher=teacher, network=network, solver=distill.solver
+                x,
+                asked,
+                on,
+                sigmas,
+                cond,
+                teacher=teacher,
+                network=network,
+                solver=distill.solver,
+                steps=None if share else k,
             )
             endpoint = target  # with one phase; `distill.train` refuses rewards that need it with more
         sigma = sigmas[node]

@@ -65,6 +65,9 @@ def outline_student(config: Config, how: How) -> Training:
 
     The networks of HPSv2.1 and ViCLIP are not in it: what they weigh is known when they are there.
     """
+    if not config.distill.precompute:  # k steps or all of them, one after another: memory is the same
+        steps = config.distill.model_copy(update={"teacher_steps": 1, "trajectory": 0.0, "blend": 0.0})
+        config = config.model_copy(update={"distill": steps})
     base, sampling, distill = frozen_base(config, how), config.sampling, config.distill
     net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(False)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
@@ -100,11 +103,10 @@ def outline_student(config: Config, how: How) -> Training:
     if distill.precompute:
         calls |= {TRAJECTORIES: Call(trajectories, "before")}
         more = {"trajectory": (distill.nodes + 1, *latents), "guidance": ()}
-    stays = not distill.precompute or adversarial is not None
     return Training(
         config.student,
         objective,
-        {"autoencoder": base.autoencoder, **({"teacher": net} if stays else {})},
+        {"autoencoder": base.autoencoder, "teacher": net},  # before and after, if not throughout
         batch_loss(objective, config, base, config.student, **more),
         calls | validation(config, base, objective.region, NetDenoiser(student)),
     )

@@ -69,14 +69,14 @@ def whole_share(progress: float, *, trajectory: float, blend: float) -> float:
 
 @torch.no_grad()
 def stored_target(
-    nodes: Tensor, asked: Asked, on: Tensor, sigmas: Tensor, cond: Cond, *, network: Denoiser
+    nodes: Tensor, asked: Asked, on: Tensor, sigmas: Tensor, cond: Cond, *, network: Denoiser | None
 ) -> tuple[Tensor, Tensor]:
     """What a stored trajectory asks for.
 
     Args:
         nodes: the teacher's trajectories, `[B, N + 1, T, C, h, w]`.
         on: how many nodes the teacher goes on, `[B]`; past the phase's end it stops there.
-        network: gives the answer where the teacher has not arrived.
+        network: gives the answer where the teacher has not arrived; None where it always has.
 
     Returns:
         x at the asked node, and where to land from it.
@@ -96,13 +96,20 @@ def stepped_target(
     cond: Cond,
     *,
     teacher: Denoiser,
-    network: Denoiser,
+    network: Denoiser | None,
     solver: str,
+    steps: int | None = None,
 ) -> Tensor:
-    """What the teacher asks for from x, after it has gone `on` nodes on; otherwise as `stored_target`."""
+    """What the teacher asks for from x, after it has gone `on` nodes on; otherwise as `stored_target`.
+
+    Args:
+        steps: the most that anybody goes, where it is known; else it is asked of the device in every step.
+    """
     step = SOLVERS[solver]
-    node, reached = asked.node.clone(), torch.minimum(asked.node + on, asked.end)
-    while bool((moving := node < reached).any()):
+    node, reached = asked.node, torch.minimum(asked.node + on, asked.end)
+    taken = 0
+    while taken < steps if steps is not None else bool((node < reached).any()):
+        taken, moving = taken + 1, node < reached
         sigma, to = sigmas[node.clamp(max=len(sigmas) - 2)], sigmas[(node + 1).clamp(max=len(sigmas) - 1)]
         x = torch.where(_wide(moving), step(teacher, x, sigma, to, cond), x)
         node = torch.where(moving, node + 1, node)
@@ -111,12 +118,12 @@ def stepped_target(
 
 @torch.no_grad()
 def answered(
-    x: Tensor, node: Tensor, end: Tensor, sigmas: Tensor, cond: Cond, *, network: Denoiser
+    x: Tensor, node: Tensor, end: Tensor, sigmas: Tensor, cond: Cond, *, network: Denoiser | None
 ) -> Tensor:
     """x where the end is reached; where it is not, where the network lands from x."""
-    arrived = node == end
-    if bool(arrived.all()):
+    if network is None:
         return x
+    arrived = node == end
     sigma = sigmas[node.clamp(max=len(sigmas) - 2)]
     x0, _ = network(x, sigma, cond)
     return torch.where(_wide(arrived), x, land(x, x0, sigma, sigmas[end]))

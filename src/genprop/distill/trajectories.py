@@ -124,10 +124,7 @@ def _settings(config: Config, made_by: str) -> dict[str, Any]:
         "nodes": distill.nodes,
         "solver": distill.solver,
         "sigmas": [sampling.sigma_min, sampling.sigma_max, sampling.rho],
-        "guidance": [
-            sampling.guidance_min,
-            *(distill.guidance_range if embedded else [sampling.guidance_max]),
-        ],
+        "guidance": [sampling.guidance_min, *scales],
         "seed": config.student.seed,
     }
 
