@@ -19,6 +19,7 @@ from genprop.teacher.base import Base, save_base
 from genprop.teacher.guidance import GuidanceEmbedding
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
+from genprop.teacher.train import train
 from genprop.types import Cond, time_ids
 
 Enliven = Callable[[nn.Module], nn.Module]
@@ -217,3 +218,16 @@ def test_a_bundle_keeps_it(
             assert torch.allclose(got, want, atol=1e-5)
         moved = again(*told(inputs, 1.0, 1.0)).velocity
         assert not torch.allclose(moved, student(*inputs).velocity, atol=1e-6)
+
+
+def test_a_teacher_is_not_trained_with_it(small_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(GenPropError, match=r"net\.guidance is on, expected off") as caught:
+        train("teacher", guided_config(small_config), data=["procedural"], base=None, out=tmp_path)
+    assert "distill.guidance" in caught.value.hint and not list(tmp_path.iterdir())
+
+
+def test_the_usual_scale_lies_in_the_range_that_was_drawn(small_config: Config) -> None:
+    for scales, usual in (((1.0, 4.0), 3.0), ((1.0, 2.0), 2.0), ((3.5, 4.0), 3.5)):
+        distill = small_config.distill.model_copy(update={"guidance_range": scales})
+        config = small_config.model_copy(update={"distill": distill})
+        assert config.guidance == 3 and guided_config(config).guidance == usual
