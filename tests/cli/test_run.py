@@ -185,6 +185,7 @@ def test_the_call_that_the_refusals_change_one_thing_of_works(
         ({"--steps": 0}, ["does not know 0 steps", "expected one of 1, 2, 4"]),
         ({"--task": "paint"}, ["no task 'paint'", "remove, insert, track, deblur"]),
         ({"--task": "track"}, ["the model has no task embedding", "expected 'remove'"]),
+        ({"--guidance": 2}, ["the guidance is 2", "has its own baked in", "distil a student"]),
         ({"--model": "huge"}, ["no model named 'huge'", "tiny"]),
         ({"--model": "."}, [". is not a bundle", "no bundle.json"]),
         ({"--backend": "cuda"}, ["no backend named 'cuda'", "torch, compile, onnxruntime"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,22 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
-from torch import Tensor
+from torch import Tensor, nn
 
 from genprop.bundle import read_bundle, write_bundle
 from genprop.config import Config
 from genprop.distill_settings import AdapterConfig
 from genprop.edm import NetDenoiser
 from genprop.errors import GenPropError
-from genprop.export.onnx import export_onnx, stage_modules
-from genprop.export.spec import DENOISER
-from genprop.export.verify import TOLERANCE, check_parity, measure_graph
+from genprop.export.onnx import export_graph, export_onnx, stage_modules
+from genprop.export.spec import DENOISER, graph_specs
+from genprop.export.verify import TOLERANCE, check_parity, draw_inputs, measure_graph
 from genprop.hub import sha256
 from genprop.manifest import Manifest, Parity, read_manifest
 from genprop.runtime.backends import Stages, open_stages
 from genprop.sampling import consistency
 from genprop.student.clone import load_model, trained_tensors
+from genprop.student.guidance import guided_config
 from genprop.student.lora import add_lora, save_lora
 from genprop.teacher.base import new_base, save_base
 from genprop.teacher.net import GenPropNet
@@ -167,3 +169,23 @@ def test_missed_parity_writes_nothing(bundle: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(GenPropError, match="denoiser differs from PyTorch by 1 at sigma 8"):
         export_onnx(bundle, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guided_students_graph_follows_the_scale(
+    small_config: Config, enliven: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """On a scale other than that of the export, and without a task."""
+    base, config = new_base(small_config.base, seed=0), guided_config(small_config)
+    net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(True)
+    enliven(net).requires_grad_(False).eval()
+    spec = graph_specs(
+        config.clip, latent_channels=4, embedding_width=32, downsampling=2, columns=config.net.columns
+    )[DENOISER]
+    export_graph(net, spec, tmp_path / spec.file, opset=20)
+    parity = tuple(measure_graph(tmp_path / spec.file, net, spec, sigmas=(80.0, 0.5), chunk=1))
+    assert check_parity(parity) <= TOLERANCE
+    session = InferenceSession(str(tmp_path / spec.file))
+    feed = {t.name: x.numpy() for t, x in zip(spec.inputs, draw_inputs(spec, 3), strict=True)}
+    before = np.asarray(session.run(["velocity"], feed)[0])
+    feed["added_time_ids"] = feed["added_time_ids"] + np.array([0, 0, 0, 0, 0.3], np.float32)
+    assert abs(np.asarray(session.run(["velocity"], feed)[0]) - before).max() > 1e-4

@@ -65,6 +65,8 @@ def test_specs_state_shapes_and_names() -> None:
         "image_embedding": (1, 1, 1024),
         "added_time_ids": (1, 3),
     }
+    told = graph_specs(clip, latent_channels=4, embedding_width=1024, downsampling=8, columns=5)[DENOISER]
+    assert {t.name: t.shape for t in told.inputs} == {**denoiser, "added_time_ids": (1, 5)}
     assert specs[DENOISER].outputs[1] == TensorSpec(name="mask_logits", shape=(1, 25, 1, 72, 128))
     assert specs[DECODER].inputs[0].sized(7) == (1, 7, 4, 72, 128)
     assert [name for name, spec in specs.items() if spec.dynamic] == [ENCODER, DECODER]
@@ -157,3 +159,16 @@ def test_missed_parity_names_stage_and_sigma(error: float) -> None:
 
 def test_worst_is_the_largest() -> None:
     assert check_parity((Parity(graph="a", error=1e-6), Parity(graph="b", error=3e-5, frames=1))) == 3e-5
+
+
+def test_what_a_network_is_told_is_drawn_as_it_will_be() -> None:
+    """The task is an index; the guidance scale is a number like any other."""
+    clip = ClipConfig(frames=2, height=8, width=8)
+    for columns in (3, 4, 5):
+        spec = graph_specs(clip, latent_channels=4, embedding_width=8, downsampling=8, columns=columns)
+        rows = torch.cat([draw_inputs(spec[DENOISER], seed)[5] for seed in range(40)])
+        assert rows.shape == (40, columns)
+        if columns > 3:
+            assert set(rows[:, 3].tolist()) == {0, 1, 2, 3}
+        if columns > 4:
+            assert rows[:, 4].min() < 1 < 3 < rows[:, 4].max() and (rows[:, 4] % 1 > 0.01).any()

@@ -447,3 +447,63 @@ def test_without_guidance_a_deterministic_student_of_the_teachers_weights_is_the
     assert torch.allclose(teacher.frames, student.frames, atol=1e-4)
     assert torch.allclose(teacher.mask_logits, student.mask_logits, atol=1e-4)
     assert not torch.allclose(free.latents, student.latents, atol=1e-2)
+
+
+def guided(of: Stages, *, tasks: bool = False, scales: tuple[float, float] = (1.0, 4.0)) -> Stages:
+    """Stages of a student that is told its guidance scale."""
+    net = of.config.net.model_copy(update={"guidance": True, "tasks": tasks})
+    distill = of.config.distill.model_copy(update={"guidance_range": scales})
+    return replace(of, config=of.config.model_copy(update={"net": net, "distill": distill}))
+
+
+@pytest.mark.parametrize("tasks", [False, True])
+@pytest.mark.parametrize(("asked", "told"), [(None, 1.5), (1.0, 1.0), (2.25, 2.25)])
+def test_a_student_is_told_its_guidance(asked: float | None, told: float, tasks: bool) -> None:
+    of, video = guided(stages(), tasks=tasks), blocks(10)
+    Model(of).propagate(video, video[0], steps=2, guidance=asked, task="insert" if tasks else "remove")
+    assert len(calls(of)) == 2 * 2
+    for call in calls(of):
+        assert call[5].tolist() == [pytest.approx([6, 127, 0, 1 if tasks else 0, told])]
+
+
+def test_its_own_scale_is_one_that_it_was_shown() -> None:
+    of, video = guided(stages(), scales=(2.0, 4.0)), blocks(4)
+    Model(of).propagate(video, video[0], steps=1)
+    assert calls(of)[0][5][0, 4] == 2 > of.config.sampling.guidance_max
+
+
+@pytest.mark.parametrize("asked", [0.5, 4.5, -1.0, float("inf"), float("nan")])
+def test_a_scale_that_the_student_was_not_shown_is_refused(asked: float) -> None:
+    of, video = guided(stages()), blocks(4)
+    with pytest.raises(GenPropError, match="expected one from 1 to 4"):
+        Model(of).propagate(video, video[0], guidance=asked)
+    assert not calls(of)
+
+
+def test_a_student_with_baked_in_guidance_takes_none() -> None:
+    of, video = stages(), blocks(4)
+    with pytest.raises(GenPropError, match="its own baked in") as caught:
+        Model(of).propagate(video, video[0], guidance=3.0)
+    assert "embedded" in caught.value.hint and not calls(of)
+
+
+def test_a_teacher_is_guided_as_strongly_as_it_is_asked() -> None:
+    """x0 is the first frame in one branch and 0 in the other: the result is the scale times that."""
+    video = blocks(4)
+    for asked, last in ((None, 1.5), (2.5, 2.5), (1.0, 1.0)):
+        of = stages(freeze, kind="teacher")
+        window = sample_window(
+            of,
+            to_pixels(torch.from_numpy(blocks(FRAMES)))[None],
+            to_pixels(torch.from_numpy(video[:1])),
+            steps=2,
+            guidance=asked,
+            generator=torch.Generator().manual_seed(0),
+        )
+        assert calls(of)[0][5].shape == (1, 3)
+        first = encode(to_pixels(torch.from_numpy(video[:1]))[None])[0, 0] * SCALE
+        assert torch.allclose(window.latents[0, -1], last * first, atol=1e-3)
+        assert torch.allclose(window.latents[0, 0], first, atol=1e-3)
+    for asked in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(GenPropError, match="expected a number from 0 on"):
+            Model(stages(kind="teacher")).propagate(video, video[0], guidance=asked)

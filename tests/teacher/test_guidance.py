@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genprop.bundle import write_bundle
 from genprop.config import Config
+from genprop.distill_settings import AdapterConfig
 from genprop.errors import GenPropError
 from genprop.settings import ClipConfig, NetConfig, SceConfig
 from genprop.student.clone import clone, load_model, trained_tensors
@@ -19,6 +20,7 @@ from genprop.teacher.base import Base, save_base
 from genprop.teacher.guidance import GuidanceEmbedding
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
+from genprop.teacher.train import train
 from genprop.types import Cond, time_ids
 
 Enliven = Callable[[nn.Module], nn.Module]
@@ -83,7 +85,7 @@ def test_the_first_backward_reaches_it_and_after_one_update_all_of_it_learns(
     small_base: Base, inputs: Inputs
 ) -> None:
     net = GenPropNet(small_base.backbone, config_of(tasks=False, guidance=False), SceConfig())
-    student = with_guidance(clone(net, rank=2))
+    student = with_guidance(clone(net, adapter=AdapterConfig(rank=2)))
     assert student.guidance is not None
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     moving: list[set[str]] = []
@@ -196,11 +198,11 @@ def test_a_bundle_keeps_it(
     tmp_path: Path,
     rank: int,
 ) -> None:
-    from genprop.student.clone import save_lora
+    from genprop.student.lora import save_lora
 
     save_base(small_base, tmp_path / "base")
     teacher = GenPropNet(small_base.backbone, small_config.net, small_config.sce)
-    student = with_guidance(clone(teacher, rank=rank)).eval()
+    student = with_guidance(clone(teacher, adapter=AdapterConfig(rank=rank))).eval()
     enliven(student)
     write_bundle(
         tmp_path / "student",
@@ -217,3 +219,16 @@ def test_a_bundle_keeps_it(
             assert torch.allclose(got, want, atol=1e-5)
         moved = again(*told(inputs, 1.0, 1.0)).velocity
         assert not torch.allclose(moved, student(*inputs).velocity, atol=1e-6)
+
+
+def test_a_teacher_is_not_trained_with_it(small_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(GenPropError, match=r"net\.guidance is on, expected off") as caught:
+        train("teacher", guided_config(small_config), data=["procedural"], base=None, out=tmp_path)
+    assert "distill.guidance" in caught.value.hint and not list(tmp_path.iterdir())
+
+
+def test_the_usual_scale_lies_in_the_range_that_was_drawn(small_config: Config) -> None:
+    for scales, usual in (((1.0, 4.0), 3.0), ((1.0, 2.0), 2.0), ((3.5, 4.0), 3.5)):
+        distill = small_config.distill.model_copy(update={"guidance_range": scales})
+        config = small_config.model_copy(update={"distill": distill})
+        assert config.guidance == 3 and guided_config(config).guidance == usual
