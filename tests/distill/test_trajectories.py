@@ -113,7 +113,7 @@ def test_a_trajectory_does_not_depend_on_how_many_are_made_at_a_time(made: Made)
 def test_each_has_its_own_scale_where_the_student_is_told(made: Made) -> None:
     told = made.make(guidance="embedded", guidance_range=(1.5, 3.0))
     scales = torch.stack([told[i]["guidance"] for i in range(18)])
-    assert scales.unique().numel() == 18 and 1.5 <= scales.min() and scales.max() < 3.0
+    assert scales.unique().numel() == 18 and scales.min() >= 1.5 and scales.max() < 3.0
     plain = made._replace(folder=made.folder.with_name("plain")).make()
     assert plain[4]["guidance"] == made.config.sampling.guidance_max
 
@@ -131,7 +131,7 @@ def test_trajectories_made_otherwise_are_refused(made: Made, change: dict[str, A
 def test_shards_of_unknown_origin_are_refused(made: Made) -> None:
     made.make(trajectories=2)
     (made.folder / "trajectories.json").unlink()
-    with pytest.raises(GenPropError, match="without trajectories.json"):
+    with pytest.raises(GenPropError, match="without trajectories"):
         made.make(trajectories=2)
 
 
