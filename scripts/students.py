@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 from genprop.data.latents import Batch, PixelSamples, encode_sample
 from genprop.data.procedural import ProceduralClips
 from genprop.distill.quality import Case, measure_quality
-from genprop.distill.records import QualityRow, quality_document
+from genprop.distill.report.records import QualityRow, quality_document
 from genprop.distill.rewards.terms import open_rewards
 from genprop.distill_settings import RewardConfig, RewardsConfig
 from genprop.draws import Draws

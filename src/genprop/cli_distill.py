@@ -73,7 +73,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's report.html and figures."""
-    from genprop.distill.report import write_report
+    from genprop.distill.report.write import write_report
 
     page = write_report(run, out=out)
     say(f"{page}: the report")
@@ -88,7 +88,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: curves, quality, and the settings that differ."""
-    from genprop.distill.compare import compare_runs
+    from genprop.distill.report.compare import compare_runs
 
     page = compare_runs(runs, out=out)
     say(f"{page}: the comparison of {len(runs)} runs")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from genprop.config import Config, load_config
 from genprop.distill.quality import Case, measure_quality
-from genprop.distill.records import QualityRow, quality_document, row_of, write_quality
+from genprop.distill.report.records import QualityRow, quality_document, row_of, write_quality
 from genprop.edm import Guided
 from genprop.teacher.objective import TeacherObjective
 

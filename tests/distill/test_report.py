@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from genprop.config import load_config
-from genprop.distill import figures
-from genprop.distill.compare import compare_runs, document, named
-from genprop.distill.page import page, paragraph, table
-from genprop.distill.plotting import smooth
-from genprop.distill.quality_figure import quality
-from genprop.distill.records import QualityRow, read_run, write_quality, write_whole
-from genprop.distill.report import verdict, write_report
-from genprop.distill.tables import cells, configuration, duration, quality_table, words
+from genprop.distill.report import figures
+from genprop.distill.report.compare import compare_runs, document, named
+from genprop.distill.report.page import page, paragraph, table
+from genprop.distill.report.plotting import smooth
+from genprop.distill.report.quality_figure import quality
+from genprop.distill.report.records import QualityRow, read_run, write_quality, write_whole
+from genprop.distill.report.tables import cells, configuration, duration, quality_table, words
+from genprop.distill.report.write import verdict, write_report
 from genprop.errors import GenPropError
 
 FILES = ("run.json", "quality.json", "schedule.json", "rewards.json", "samples")

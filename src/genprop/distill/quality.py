@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genprop.data.latents import Batch
-from genprop.distill.records import QualityRow
+from genprop.distill.report.records import QualityRow
 from genprop.draws import Draws
 from genprop.edm import Denoiser, karras_sigmas
 from genprop.latents import Autoencoder

@@ -24,9 +24,9 @@ from genprop.distill.adversarial import AdversarialTerm
 from genprop.distill.objective import ConsistencyObjective
 from genprop.distill.plan import of_teacher, plan_distillation
 from genprop.distill.quality import Case, measure_quality
-from genprop.distill.record import describe_run
-from genprop.distill.records import quality_document, write_json, write_quality
-from genprop.distill.report import write_report
+from genprop.distill.report.provenance import describe_run
+from genprop.distill.report.records import quality_document, write_json, write_quality
+from genprop.distill.report.write import write_report
 from genprop.distill.reschedule import CLIPS, schedule_on
 from genprop.distill.rewards.terms import RewardTerms, open_rewards
 from genprop.distill.schedule import Schedule

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from genprop.distill.plotting import (
+from genprop.distill.report.plotting import (
     COLOURS,
     INK,
     QUIET,
@@ -23,7 +23,7 @@ from genprop.distill.plotting import (
     panels,
     title,
 )
-from genprop.distill.records import QualityRow, Run
+from genprop.distill.report.records import QualityRow, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

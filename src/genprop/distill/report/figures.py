@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genprop.distill.plotting import (
+from genprop.distill.report.plotting import (
     GRID,
     INK,
     above,
@@ -25,7 +25,7 @@ from genprop.distill.plotting import (
     trace,
     updates,
 )
-from genprop.distill.records import Curve, Run
+from genprop.distill.report.records import Curve, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genprop.distill.records import Curve, Run
+from genprop.distill.report.records import Curve, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from genprop.distill import figures
-from genprop.distill.page import bullets, folded, heading, lines, page, paragraph, picture
-from genprop.distill.plotting import png
-from genprop.distill.quality_figure import quality
-from genprop.distill.records import QualityRow, Run, read_run, write_whole
-from genprop.distill.tables import (
+from genprop.distill.report import figures
+from genprop.distill.report.page import bullets, folded, heading, lines, page, paragraph, picture
+from genprop.distill.report.plotting import png
+from genprop.distill.report.quality_figure import quality
+from genprop.distill.report.records import QualityRow, Run, read_run, write_whole
+from genprop.distill.report.tables import (
     changed,
     configuration,
     duration,

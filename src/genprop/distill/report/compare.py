@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from genprop.distill.page import bullets, heading, page, paragraph, picture, side_by_side, table
-from genprop.distill.records import QualityRow, Run, flat, quality_document, read_run, write_whole
-from genprop.distill.report import CAPTIONS, draw, facts, section, sheet
-from genprop.distill.tables import NOTE, cells, header, row_name, scores, words
+from genprop.distill.report.page import bullets, heading, page, paragraph, picture, side_by_side, table
+from genprop.distill.report.records import QualityRow, Run, flat, quality_document, read_run, write_whole
+from genprop.distill.report.tables import NOTE, cells, header, row_name, scores, words
+from genprop.distill.report.write import CAPTIONS, draw, facts, section, sheet
 from genprop.errors import GenPropError
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from genprop.config import load_config, presets
-from genprop.distill.page import folded, paragraph, table
-from genprop.distill.records import QualityRow, Run, flat
+from genprop.distill.report.page import folded, paragraph, table
+from genprop.distill.report.records import QualityRow, Run, flat
 
 NOTHING = "-"
 NOTE = (

@@ -1,0 +1,1 @@
+"""A distillation's run for its readers: what it noted, its figures and pages, and runs compared."""
