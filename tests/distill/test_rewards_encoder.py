@@ -16,11 +16,12 @@ def reward(small_base) -> EncoderReward:
     return EncoderReward(small_base.image_encoder, source="a base", licence="a licence")
 
 
-def test_it_is_the_mean_cosine_of_the_towers_own_embeddings(reward, rng):
+def test_it_is_the_mean_cosine_of_the_towers_own_embeddings_seen_from_grey(reward, rng):
     frames, truth = torch.rand(2, 2, 3, 3, 32, 32, generator=rng)
     tower = reward.image_encoder
+    grey = tower(torch.zeros(1, 3, 32, 32))[:, 0]
     expected = [
-        F.cosine_similarity(tower(2 * frames[:, t] - 1)[:, 0], tower(2 * truth[:, t] - 1)[:, 0])
+        F.cosine_similarity(tower(2 * frames[:, t] - 1)[:, 0] - grey, tower(2 * truth[:, t] - 1)[:, 0] - grey)
         for t in range(3)
     ]
     got = reward(frames, reward.prepare(truth))
