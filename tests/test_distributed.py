@@ -29,13 +29,22 @@ from genprop.adaptive import OwnOptimizer
 from genprop.checkpoint import list_checkpoints
 from genprop.config import Config
 from genprop.distill.adversarial import AdversarialTerm
-from genprop.distill_settings import AdversarialConfig
+from genprop.distill.objective import ConsistencyObjective
+from genprop.distill.rewards.terms import open_rewards
+from genprop.distill_settings import (
+    AdapterConfig,
+    AdversarialConfig,
+    DistillConfig,
+    FullReferenceConfig,
+    RewardsConfig,
+    TextureConfig,
+)
 from genprop.draws import Draws
-from genprop.edm import add_noise, precondition, sample_sigma
 from genprop.errors import GenPropError
 from genprop.loop import Validation, check_run, fit, is_main_process
 from genprop.settings import TrainConfig
 from genprop.sharding import local, shard, shard_like, whole
+from genprop.student.clone import clone
 
 Floats = dict[str, Tensor]
 
@@ -51,7 +60,17 @@ SETTINGS: dict[str, Any] = {
     "keep_checkpoints": 9,
 }
 SHORT = {"steps": 6}
-DUEL = AdversarialConfig(weight=0.1, start=0.5, width=16, mean=-3.0, r1=0.1)
+DISTILL = DistillConfig(
+    nodes=4,
+    trajectory=0.3,
+    blend=0.4,
+    target_ema=0.9,
+    adapter=AdapterConfig(rank=2),
+    rewards=RewardsConfig(
+        texture=TextureConfig(weight=0.1, frames=1), encoder=FullReferenceConfig(weight=0.5, frames=1)
+    ),
+    adversarial=AdversarialConfig(weight=0.1, start=0.5, width=16, mean=-3.0, r1=0.1),
+)
 RUNS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp": {},
@@ -101,55 +120,37 @@ def teacher(config: Config, *, seed: int) -> Any:
     return TeacherObjective(net, base.image_encoder, config)
 
 
-class Duel(nn.Module):
-    """The teacher's objective with a discriminator, and a weight pulled to its own average."""
+class Trajectories(Latents):
+    """The same with a teacher's trajectory beside each."""
 
-    average: Tensor
-
-    def __init__(self, config: Config, *, seed: int) -> None:
-        super().__init__()
-        self.region = teacher(config, seed=seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.discriminator = AdversarialTerm(self.region.net.backbone, DUEL)
-            self.register_buffer("average", torch.randn(16))
-        self.progress = 0.0
-
-    def before_step(self, progress: float) -> None:
-        self.progress = progress
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        self.average.lerp_(self._weight(), 0.1)
-
-    def _weight(self) -> Tensor:
-        """One parameter of the mask decoder."""
-        return next(p for p in self.region.net.mpd.parameters() if p.ndim > 1).flatten()[:16]
-
-    def memory(self) -> dict[str, Tensor]:
-        return {"average": self.average}
-
-    def own_optimizers(self) -> dict[str, OwnOptimizer]:
-        return {"discriminator.": self.discriminator.own_optimizer(clip=1.0)}
-
-    def forward(self, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
-        inputs = self.region.inputs(batch, None)
-        target, c = inputs.target, inputs.cond
-        sigma = sample_sigma(draws, mean=0.7, std=1.6)
-        x, p = add_noise(target, draws.randn(*target.shape[1:]), sigma), precondition(sigma)
-        parts = self.region.net.parts(
-            p.c_in * x, p.c_noise, c.first, c.source, c.image_embedding, c.added_time_ids
-        )
-        x0 = p.c_skip * x + p.c_out * parts.out.velocity.float()
-        terms = self.region.terms(parts, x0 - target, inputs, draws)
-        duel = self.discriminator(x0, inputs, draws, on=self.progress >= DUEL.start)
-        pull = (self._weight() - self.average).square().mean()
-        loss = terms.pop("loss") + duel.pop("loss") + 0.1 * pull
-        return {"loss": loss, "pull": pull, **terms, **duel}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = torch.Generator().manual_seed(100 + index)
+        nodes = torch.randn(5, 3, 4, 8, 8, generator=rng)
+        return {**super().__getitem__(index), "trajectory": nodes, "guidance": torch.tensor(1.5)}
 
 
-def train_duel(config: Config, out: Path, settings: dict[str, Any], *, seed: int = 0) -> None:
-    fit(Duel(config, seed=seed), Latents(), TrainConfig(**{**SETTINGS, **SHORT, **settings}), out)
+def student(config: Config, *, seed: int) -> ConsistencyObjective:
+    """A distillation with all that it can have: LoRA, averaged target, rewards and an adversary."""
+    from genprop.teacher.base import new_base
+
+    config = config.model_copy(update={"distill": DISTILL})
+    region = teacher(config, seed=seed)
+    base = new_base(config.base, seed=0)
+    base.autoencoder.requires_grad_(False).eval()
+    rewards = open_rewards(
+        DISTILL.rewards, base.autoencoder, region.image_encoder.eval(), base_name="small", frames=3
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = clone(region.net, adapter=DISTILL.adapter)
+        adversary = AdversarialTerm(region.net.backbone, DISTILL.adversarial)
+    return ConsistencyObjective(net, region.image_encoder, config, rewards=rewards, adversarial=adversary)
+
+
+def train_student(config: Config, out: Path, settings: dict[str, Any], *, resume: bool = False) -> None:
+    table = TrainConfig(**{**SETTINGS, **SHORT, **settings})
+    # each process its own seed: what trains is the first one's, and what is frozen is the same for all
+    fit(student(config, seed=0), Trajectories(), table, out, resume=resume)
 
 
 def train(
@@ -187,7 +188,7 @@ def work(config: Config, out: Path) -> None:
         os.environ["ACCELERATE_USE_FSDP"] = str(name.startswith("fsdp")).lower()
         train(config, out / name, settings, seed=rank)  # all start as the first process does
     os.environ["ACCELERATE_USE_FSDP"] = "false"
-    train_duel(config, out / "ddp-duel", {}, seed=rank)
+    train_student(config, out / "ddp-student", {})
     for name in ("ddp", "fsdp"):
         os.environ["ACCELERATE_USE_FSDP"] = str(name == "fsdp").lower()
         checkpoint = Path("checkpoints", "step-00000010")
@@ -240,7 +241,7 @@ def runs(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path
     start_two(small_config, out)
     train(small_config, out / "one", {"batch_size": 2})
     train(small_config, out / "one-accumulated", {**SHORT, "batch_size": 4})
-    train_duel(small_config, out / "one-duel", {"batch_size": 2})
+    train_student(small_config, out / "one-student", {"batch_size": 2})
     return out
 
 
@@ -286,15 +287,33 @@ def test_accumulating_on_two_processes_is_a_batch_of_4_on_one(runs: Path, name: 
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_discriminator_and_an_average_train_as_one(runs: Path) -> None:
-    for name in ("loss", "pull", "discriminator", "adversarial", "r1", "accuracy_true"):
-        expected = logged(runs / "one-duel", name)
+def test_a_distillation_on_two_processes_is_that_of_one(runs: Path) -> None:
+    names = ("loss", "consistency", "adversarial", "discriminator", "r1", "reward_texture", "reward_encoder")
+    for name in names:
+        expected = logged(runs / "one-student", name)
         assert len(expected) == 6 and max(expected) > min(expected)
-        assert logged(runs / "ddp-duel", name) == pytest.approx(expected, rel=0, abs=1e-5), name
-    for name in ("grad_norm", "discriminator.grad_norm"):
-        assert logged(runs / "ddp-duel", name) == pytest.approx(logged(runs / "one-duel", name), rel=1e-3)
-    kept = [list_checkpoints(runs / run)[-1] / "objective.safetensors" for run in ("ddp-duel", "one-duel")]
+        assert logged(runs / "ddp-student", name) == pytest.approx(expected, rel=0, abs=1e-5), name
+    for name in ("grad_norm", "adversarial.grad_norm"):
+        expected = logged(runs / "one-student", name)
+        assert logged(runs / "ddp-student", name) == pytest.approx(expected, rel=1e-3)
+    kept = [
+        list_checkpoints(runs / run)[-1] / "objective.safetensors" for run in ("ddp-student", "one-student")
+    ]
     assert_close(load_file(kept[0]), load_file(kept[1]), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_distillation_that_goes_on_is_one_that_never_stopped(small_config: Config, tmp_path: Path) -> None:
+    settings = {"checkpoint_every": 3, "keep_checkpoints": 9}
+    train_student(small_config, tmp_path / "whole", settings)
+    checkpoint = Path("checkpoints", "step-00000003")
+    shutil.copytree(tmp_path / "whole" / checkpoint, tmp_path / "resumed" / checkpoint)
+    train_student(small_config, tmp_path / "resumed", settings, resume=True)
+    last = [list_checkpoints(tmp_path / run)[-1] for run in ("whole", "resumed")]
+    for file in ("weights", "ema", "optimizer", "objective"):  # student, heads, moments, target network
+        a, b = (load_file(checkpoint / f"{file}.safetensors") for checkpoint in last)
+        assert a and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert any(name.startswith("adversarial.") for name in load_file(last[0] / "weights.safetensors"))
 
 
 @pytest.mark.slow

@@ -263,7 +263,7 @@ def test_rewards_of_weight_zero_are_not_opened(base):
 
 
 def test_the_rewards_without_a_download_score_and_leave_a_card(base, batch):
-    both = {
+    both: dict[str, Any] = {
         "encoder": dict(weight=0.5, reference="first", frames=2),
         "texture": dict(weight=2.0, reference="truth", frames=3, hinge=False),
     }
@@ -304,7 +304,8 @@ def test_texture_looks_only_into_the_hole(base, batch):
 )
 def test_a_reference_that_makes_no_sense_is_refused_before_anything_is_fetched(base, name, reference):
     with pytest.raises(GenPropError, match=f"{name}.reference is '{reference}', expected one of") as caught:
-        opened(base, **{name: dict(weight=1.0, reference=reference)})
+        table: dict[str, Any] = {name: dict(weight=1.0, reference=reference)}
+        opened(base, **table)
     assert f"{name}.weight=0" in caught.value.hint
 
 
