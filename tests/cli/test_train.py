@@ -152,6 +152,118 @@ def test_what_was_trained_runs(
     assert result.frames.shape == frames.shape and result.fps == 12
 
 
+# --- ways to distil, and what is done with a run ---
+
+
+@pytest.fixture(scope="module")
+def told(genprop: Genprop, preset: Path, runs: Path, teacher: Any) -> Any:
+    """A student that is told its guidance scale, with rewards and an adversary, on shared trajectories."""
+    sets = (
+        "student.steps=2", "distill.guidance=embedded", "distill.guidance_range=[1.0, 2.0]",
+        "distill.rewards.encoder.weight=0.5", "distill.rewards.texture.weight=0.1",
+        "distill.adversarial.weight=0.1", "distill.adversarial.width=8", "distill.target_ema=0.9",
+        "distill.trajectory=0.5", "distill.adapter.targets=['to_q', 'to_v', 'conv1']",
+    )  # fmt: skip
+    return genprop(
+        "distill", "--teacher", runs / "teacher" / "teacher", "--config", preset, "--data", runs / "latents",
+        "--trajectories", runs / "scales", "--out", runs / "told",
+        *(part for key in sets for part in ("--set", key)), "--json",
+    )  # fmt: skip
+
+
+def test_a_student_that_is_told_its_scale_follows_it(
+    told: Any, genprop: Genprop, runs: Path, tmp_path: Path
+) -> None:
+    terms = json.loads((runs / "told" / "log.jsonl").read_text().splitlines()[0])
+    assert {"reward_encoder", "reward_encoder_teacher", "reward_texture", "adversarial", "r1"} <= terms.keys()
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
+    write_clip(tmp_path / "clip.mp4", frames, fps=Fraction(12))
+    write_image(tmp_path / "edited.png", frames[0])
+    model = ("--edited", tmp_path / "edited.png", "--model", runs / "told" / "student")
+    assert genprop("run", tmp_path / "clip.mp4", *model, "--guidance", 1.7, "--json").code == 0
+    refused = genprop("run", tmp_path / "clip.mp4", *model, "--guidance", 9.0)
+    assert refused.code == 1 and "expected one from 1 to 2" in refused.err
+
+
+def test_what_a_run_notes_of_itself(told: Any, runs: Path) -> None:
+    about = json.loads((runs / "told" / "run.json").read_text())
+    assert about["config"]["net"]["guidance"] and about["teacher"] == str(runs / "teacher" / "teacher")
+    assert {"genprop", "torch", "peft"} <= about["versions"].keys() and about["seconds"] > 0
+    cards = {card["reward"]: card for card in json.loads((runs / "told" / "rewards.json").read_text())}
+    assert cards.keys() == {"encoder", "texture"} and cards["encoder"]["weight"] == 0.5
+    assert all(card["licence"] and card["source"] for card in cards.values())
+    rows = json.loads((runs / "told" / "quality.json").read_text())["rows"]
+    assert {row["name"] for row in rows} == {"student", "teacher", "identity", "frozen first frame"}
+    assert (runs / "told" / "report.html").stat().st_size > 10_000
+
+
+def test_trajectories_of_other_scales_are_refused(
+    told: Any, refused: Refused, preset: Path, runs: Path, tmp_path: Path
+) -> None:
+    refused(
+        "distill", "--teacher", runs / "teacher" / "teacher", "--config", preset, "--data", runs / "latents",
+        "--trajectories", runs / "scales", "--out", tmp_path / "other",
+        naming=["another guidance", "remove the folder"],
+    )  # fmt: skip
+
+
+def test_a_phased_student_is_distilled_with_the_teacher_in_the_step(
+    genprop: Genprop, preset: Path, runs: Path, teacher: Any
+) -> None:
+    sets = (
+        "student.steps=2", "distill.precompute=false", "distill.solver=heun", "distill.phases=2",
+        "distill.nodes=4", "distill.trajectory=0", "distill.adapter.rank=0",
+    )  # fmt: skip
+    found = genprop(
+        "distill", "--teacher", runs / "teacher" / "teacher", "--config", preset, "--data", runs / "latents",
+        "--out", runs / "phased", *(part for key in sets for part in ("--set", key)), "--json",
+    ).document  # fmt: skip
+    assert not (runs / "phased" / "trajectories").exists()
+    assert len(found["sigmas"]["2"]) == 2 and found["eta"]["2"] == 0
+    assert read_bundle(runs / "phased" / "student").lora is None
+
+
+def test_rewards_at_the_teachers_endpoint_need_one(
+    refused: Refused, call: Callable[..., list[object]]
+) -> None:
+    sets = ("distill.precompute=false", "distill.phases=2", "distill.rewards.encoder.weight=1")
+    refused(
+        *call("distill", *(part for key in sets for part in ("--set", key))),
+        naming=["the encoder reward needs the teacher's endpoint", "distill.phases is 2"],
+    )
+
+
+def test_a_run_is_reported_again_and_compared(
+    student: Any, told: Any, genprop: Genprop, runs: Path, tmp_path: Path
+) -> None:
+    page = genprop("distill", "report", runs / "student", "--out", tmp_path / "page", "--json").document
+    assert Path(page["report"]) == tmp_path / "page" / "report.html"
+    compared = genprop(
+        "distill", "compare", runs / "student", runs / "told", "--out", tmp_path / "both", "--json"
+    ).document
+    text = Path(compared["report"]).read_text()
+    assert "distill.guidance" in text and "distill.rewards.encoder.weight" in text
+
+
+def test_a_schedule_is_measured_again(
+    student: Any, genprop: Genprop, preset: Path, runs: Path, tmp_path: Path
+) -> None:
+    found = genprop(
+        "distill", "schedule", runs / "student" / "student", "--teacher", runs / "teacher" / "teacher",
+        "--data", runs / "latents", "--out", tmp_path / "again", "--clips", 1, "--steps", "1,2", "--json",
+    ).document  # fmt: skip
+    card = read_bundle(tmp_path / "again").card
+    assert list(card.sigmas[2]) == found["sigmas"]["2"] and card.eta[2] == found["eta"]["2"]
+    assert len(found["rows"]) == 6  # one step, and two with five shares of noise
+
+
+def test_a_merged_student_needs_no_adapter(
+    student: Any, genprop: Genprop, runs: Path, tmp_path: Path
+) -> None:
+    genprop("distill", "merge", runs / "student" / "student", "--out", tmp_path / "merged")
+    assert read_bundle(tmp_path / "merged").lora is None
+
+
 # --- going on ---
 
 

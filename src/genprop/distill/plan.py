@@ -15,7 +15,7 @@ from genprop.distill_settings import RewardConfig
 from genprop.edm import Guided, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.student.clone import clone
-from genprop.student.guidance import with_guidance
+from genprop.student.guidance import guided_config, with_guidance
 from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.teacher.outline import (
@@ -65,15 +65,16 @@ def outline_student(config: Config, how: How) -> Training:
 
     The networks of HPSv2.1 and ViCLIP are not in it: what they weigh is known when they are there.
     """
-    if not config.distill.precompute:  # k steps or all of them, one after another: memory is the same
-        steps = config.distill.model_copy(update={"teacher_steps": 1, "trajectory": 0.0, "blend": 0.0})
+    if not config.distill.precompute:  # one step of the teacher takes as much memory as many, of any kind
+        one = {"teacher_steps": 1, "trajectory": 0.0, "blend": 0.0, "solver": "euler"}
+        steps = config.distill.model_copy(update=one)
         config = config.model_copy(update={"distill": steps})
     base, sampling, distill = frozen_base(config, how), config.sampling, config.distill
     net = GenPropNet(base.backbone, config.net, config.sce).requires_grad_(False)
     guided = Guided(NetDenoiser(net), sampling.guidance_min, sampling.guidance_max)
     student = clone(net, adapter=distill.adapter)
     if distill.guidance == "embedded":
-        with_guidance(student)
+        student, config = with_guidance(student), guided_config(config)
     off = RewardConfig()
     rewards = open_rewards(
         distill.rewards.model_copy(update={"hps": off, "viclip": off}),

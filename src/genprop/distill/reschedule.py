@@ -27,7 +27,6 @@ from genprop.errors import GenPropError
 from genprop.latents import Autoencoder
 from genprop.loop import process_state
 from genprop.student.clone import load_model
-from genprop.student.guidance import Told
 from genprop.teacher.base import Base
 from genprop.teacher.objective import TeacherObjective
 from genprop.teacher.samples import training_samples
@@ -76,7 +75,7 @@ def schedule_bundle(
     batch = {name: value.to(device) for name, value in held_out_clips(data, config, base, clips).items()}
     s = config.sampling
     found = schedule_on(
-        Told(NetDenoiser(net), config),
+        NetDenoiser(net),
         Guided(NetDenoiser(guide), s.guidance_min, s.guidance_max),
         batch,
         objective=TeacherObjective(net, base.image_encoder, config),

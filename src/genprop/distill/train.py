@@ -37,7 +37,7 @@ from genprop.errors import GenPropError
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
 from genprop.student.clone import clone, load_model, trained_tensors
-from genprop.student.guidance import Told, guided_config, with_guidance
+from genprop.student.guidance import guided_config, with_guidance
 from genprop.student.lora import save_lora, set_lora
 from genprop.teacher.base import Base
 from genprop.teacher.fits import available_memory, check_fits
@@ -124,7 +124,7 @@ def distill(
     sigmas = torch.tensor([config.sampling.sigma_max, 0.0])
 
     def sample(noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-        return consistency(Told(NetDenoiser(student), config), noise, sigmas, cond)
+        return consistency(NetDenoiser(student), noise, sigmas, cond)
 
     validate = sampled_validation(objective.region, held_out, base.autoencoder, sample)
     summary = fit(objective, dataset, config.student, out, validate=validate, resume=resume)
@@ -151,7 +151,7 @@ def finish(
     device = next(student.parameters()).device
     net.to(device)
     region = TeacherObjective(student, base.image_encoder, config)
-    denoiser, guided = Told(NetDenoiser(student), config), guide(net, config)(None)
+    denoiser, guided = NetDenoiser(student), guide(net, config)(None)
     few = {name: value[:CLIPS].to(device) for name, value in held_out.items()}
     schedule = schedule_on(denoiser, guided, few, objective=region, autoencoder=base.autoencoder)
     write_json(out / "schedule.json", schedule._asdict())

@@ -6,16 +6,11 @@ clone, where it starts without effect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from genprop.config import Config
-from genprop.edm import Denoiser
 from genprop.teacher.guidance import GuidanceEmbedding
 from genprop.teacher.net import GenPropNet
-from genprop.types import Cond
 
 
 def with_guidance(net: GenPropNet, *, seed: int = 0) -> GenPropNet:
@@ -38,17 +33,3 @@ def with_guidance(net: GenPropNet, *, seed: int = 0) -> GenPropNet:
 def guided_config(config: Config) -> Config:
     """The configuration of such a student: `net.guidance` is on, so that its bundle is read with one."""
     return config.model_copy(update={"net": config.net.model_copy(update={"guidance": True})})
-
-
-@dataclass(frozen=True)
-class Told:
-    """A student as a denoiser that is told the usual guidance scale, if it has to be told one."""
-
-    denoiser: Denoiser
-    config: Config
-
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-        if self.config.net.guidance:
-            scale = self.config.sampling.guidance_max
-            cond = cond.with_guidance(torch.full((len(x),), scale, device=x.device))
-        return self.denoiser(x, sigma, cond)
