@@ -115,7 +115,7 @@ def schedule_on(
         seed: of all noise.
     """
     config = objective.config
-    inputs = objective.inputs(batch, None)
+    inputs, fixed = objective.inputs(batch, None), phase_schedule(config)
     noise = Draws.of(seed, len(inputs.target), device=inputs.target.device).randn(*inputs.target.shape[1:])
     nodes = trajectory(ClipByClip(teacher), noise, grid(config), inputs.cond, solver=config.distill.solver)
     return find_schedule(
@@ -128,8 +128,8 @@ def schedule_on(
         autoencoder,
         candidate_sigmas(config),
         sigma_max=config.sampling.sigma_max,
-        steps=steps,
-        fixed=phase_schedule(config),
+        steps=tuple(fixed) or steps,
+        fixed=fixed,
         seed=seed,
     )
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from genprop.config import Config
+from genprop.distill.targets import edges, grid
 from genprop.edm import Denoiser, karras_sigmas
 from genprop.latents import Autoencoder
 from genprop.metrics import RegionPsnr, Sharpness
@@ -177,12 +178,10 @@ def phase_schedule(config: Config) -> dict[int, Sigmas]:
 
     There a step along the predicted x0 ends where the next phase begins, and nothing else was learned.
     """
-    distill, s = config.distill, config.sampling
-    if distill.phases == 1:
+    nodes, phases = grid(config).tolist(), config.distill.phases
+    if phases == 1:
         return {}
-    nodes = karras_sigmas(distill.nodes, sigma_min=s.sigma_min, sigma_max=s.sigma_max, rho=s.rho).tolist()
-    first = [round(distill.nodes * phase / distill.phases) for phase in range(distill.phases)]
-    return {distill.phases: tuple(nodes[node] for node in first)}
+    return {phases: tuple(nodes[node] for node in edges(config.distill.nodes, phases)[:-1])}
 
 
 def find_schedule(
