@@ -23,7 +23,7 @@ from genprop.data.procedural import ProceduralClips
 from genprop.distill.quality import Case, measure_quality
 from genprop.distill.report.records import QualityRow, quality_document
 from genprop.distill.rewards.terms import open_rewards
-from genprop.distill_settings import RewardConfig, RewardsConfig
+from genprop.distill_settings import FullReferenceConfig, RewardsConfig
 from genprop.draws import Draws
 from genprop.edm import Guided, NetDenoiser
 from genprop.evaluate.protocol import DEMO_SEED
@@ -52,7 +52,7 @@ def measured(student: str, teacher: str, *, seed: int, clips: int) -> list[Quali
     sampling = objective.config.sampling
     batch = unseen(seed, clips, base=base, teacher=objective)
     rewards = open_rewards(
-        RewardsConfig(encoder=RewardConfig(weight=1, reference="truth", frames=64, hinge=False)),
+        RewardsConfig(encoder=FullReferenceConfig(weight=1, frames=64, hinge=False)),
         base.autoencoder,
         base.image_encoder,
         base_name=bundle.base,
@@ -62,7 +62,8 @@ def measured(student: str, teacher: str, *, seed: int, clips: int) -> list[Quali
 
     def score(x0: torch.Tensor, case: Case) -> dict[str, torch.Tensor]:
         truth, mask = case.inputs.target, case.inputs.mask
-        return rewards(x0, truth=truth, mask=mask, draws=Draws.of(case.index, 1)).scores
+        draws = Draws.of(case.index, 1)
+        return rewards(x0, truth=truth, teacher=case.endpoint, mask=mask, draws=draws).scores
 
     return measure_quality(
         NetDenoiser(net),

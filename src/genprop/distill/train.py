@@ -7,15 +7,12 @@ report of all of it.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
 from genprop.config import Config
@@ -30,9 +27,9 @@ from genprop.distill.report.write import write_report
 from genprop.distill.reschedule import CLIPS, schedule_on
 from genprop.distill.rewards.terms import RewardTerms, open_rewards
 from genprop.distill.schedule import Schedule
-from genprop.distill.trajectories import make_trajectories
+from genprop.distill.trajectories import fingerprint, guide, make_trajectories
 from genprop.draws import Draws
-from genprop.edm import Guided, NetDenoiser
+from genprop.edm import NetDenoiser
 from genprop.errors import GenPropError
 from genprop.loop import check_run, fit, is_main_process, process_state
 from genprop.sampling import consistency
@@ -212,25 +209,6 @@ def check_together(config: Config) -> None:
                 f"distill.phases is {distill.phases}: expected stored trajectories, or one phase",
                 f"set distill.precompute = true, or switch it off with distill.rewards.{name}.weight=0",
             )
-
-
-def guide(net: GenPropNet, config: Config) -> Callable[[Tensor | None], Guided]:
-    """The teacher at guidance scales `[B]`, those of the last frame; None is the preset's."""
-    denoiser, sampling = NetDenoiser(net), config.sampling
-
-    def at(scale: Tensor | None) -> Guided:
-        return Guided(denoiser, sampling.guidance_min, sampling.guidance_max if scale is None else scale)
-
-    return at
-
-
-def fingerprint(teacher: Bundle, samples: Dataset[Batch]) -> str:
-    """Of the teacher's weights and of the samples, wherever they lie."""
-    digest = hashlib.sha256(json.dumps([teacher.card.files, teacher.card.base_sha256]).encode())
-    count = len(samples)  # type: ignore[arg-type]
-    for index in (0, count - 1):
-        digest.update(samples[index]["target"].numpy().tobytes())
-    return f"{digest.hexdigest()[:16]} on {count} samples"
 
 
 def restore(student: GenPropNet, name: str | Path) -> None:

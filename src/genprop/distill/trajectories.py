@@ -11,6 +11,7 @@ all of its nodes; training then needs no teacher in memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -23,14 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from genprop.bundle import Bundle
 from genprop.config import Config
 from genprop.data.latents import Batch
 from genprop.distill.targets import grid
 from genprop.draws import Draws
-from genprop.edm import Denoiser
+from genprop.edm import Denoiser, Guided, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.loop import process_state
 from genprop.sampling import SOLVERS, start
+from genprop.teacher.net import GenPropNet
 from genprop.teacher.objective import TeacherObjective
 from genprop.types import Cond
 
@@ -61,6 +64,25 @@ def guidance_scales(config: Config, draws: Draws) -> Tensor:
         low, high = config.distill.guidance_range
         return low + (high - low) * draws.rand()
     return torch.full((len(draws),), config.sampling.guidance_max, device=draws.device)
+
+
+def guide(net: GenPropNet, config: Config) -> Callable[[Tensor | None], Guided]:
+    """The teacher at guidance scales `[B]`, those of the last frame; None is the preset's."""
+    denoiser, sampling = NetDenoiser(net), config.sampling
+
+    def at(scale: Tensor | None) -> Guided:
+        return Guided(denoiser, sampling.guidance_min, sampling.guidance_max if scale is None else scale)
+
+    return at
+
+
+def fingerprint(teacher: Bundle, samples: Dataset[Batch]) -> str:
+    """Of the teacher's weights and of the samples, wherever they lie."""
+    digest = hashlib.sha256(json.dumps([teacher.card.files, teacher.card.base_sha256]).encode())
+    count = len(samples)  # type: ignore[arg-type]
+    for index in (0, count - 1):
+        digest.update(samples[index]["target"].numpy().tobytes())
+    return f"{digest.hexdigest()[:16]} on {count} samples"
 
 
 def make_trajectories(
