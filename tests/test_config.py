@@ -99,3 +99,17 @@ def test_a_configuration_is_frozen() -> None:
 def test_a_configuration_survives_json() -> None:
     config = load_config("tiny")
     assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "naming"),
+    [
+        ("distill.phases=50", "phases is 50, expected at most"),
+        ("distill.guidance_range=[3.0, 2.0]", "guidance_range is 3.0 to 2.0"),
+        ("distill.guidance_range=[-1.0, 2.0]", "guidance_range is -1.0 to 2.0"),
+    ],
+)
+def test_a_distillation_that_makes_no_sense_is_refused(override: str, naming: str) -> None:
+    with pytest.raises(GenPropError) as caught:
+        load_config("tiny", [override])
+    assert naming in caught.value.message

@@ -142,7 +142,12 @@ class DistillConfig(Model):
     adversarial: AdversarialConfig = AdversarialConfig()
 
     @model_validator(mode="after")
-    def _phases_fit(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.phases > self.nodes:
             raise ValueError(f"phases is {self.phases}, expected at most the {self.nodes} nodes")
+        low, high = self.guidance_range
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"guidance_range is {low} to {high}, expected 0 or more, and no more than its end"
+            )
         return self

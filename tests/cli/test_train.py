@@ -207,6 +207,25 @@ def test_trajectories_of_other_scales_are_refused(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("override", "naming"),
+    [
+        ("distill.adapter.targets=['to_z']", ["distill.adapter.targets names 'to_z'", "to_q"]),
+        ("distill.rewards.hps.weight=1", ["HPS", "distill.rewards.hps.weight"]),
+        ("distill.rewards.viclip.weight=1", ["iCLIP", "distill.rewards.viclip.weight"]),
+        ("distill.rewards.encoder={weight=1, reference='text'}", ["reference is 'text'", "expected one of"]),
+    ],
+)
+def test_what_a_distillation_needs_and_has_not_is_named_before_it_starts(
+    teacher: Any, refused: Refused, preset: Path, runs: Path, tmp_path: Path, override: str, naming: list[str]
+) -> None:
+    refused(
+        "distill", "--teacher", runs / "teacher" / "teacher", "--config", preset, "--data", runs / "latents",
+        "--out", tmp_path / "run", "--set", override, naming=naming,
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_phased_student_is_distilled_with_the_teacher_in_the_step(
     genprop: Genprop, preset: Path, runs: Path, teacher: Any
 ) -> None:

@@ -25,7 +25,7 @@ from genprop.distill.report.provenance import describe_run
 from genprop.distill.report.records import quality_document, write_json, write_quality
 from genprop.distill.report.write import write_report
 from genprop.distill.reschedule import CLIPS, schedule_on
-from genprop.distill.rewards.terms import RewardTerms, open_rewards
+from genprop.distill.rewards.terms import RewardTerms, open_rewards, read_captions
 from genprop.distill.schedule import Schedule
 from genprop.distill.trajectories import fingerprint, guide, make_trajectories
 from genprop.draws import Draws
@@ -86,6 +86,8 @@ def distill(
         frames=config.clip.frames,
     )
     samples, held_out = latent_samples(data, config, base, out / "latents", workers=config.student.workers)
+    if rewards is not None and rewards.needs_captions:
+        read_captions(samples[0]["caption"][None], name="text")  # refused now, not after hours
     dataset = samples
     if distillation.precompute:
         dataset = make_trajectories(
