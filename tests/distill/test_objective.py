@@ -173,12 +173,12 @@ def test_an_averaged_target_network_reaches_it() -> None:
 
 def test_a_phased_student_lands_on_the_edges_of_its_phases() -> None:
     config = configuration("distill.phases=2", "distill.trajectory=0", "distill.teacher_steps=5")
-    student = train(config, samples(2048), 700)
+    student = train(config, samples(2048), 1000)
     sigmas = grid(config)
-    middle = float(sigmas[edges(20, 2)[1]])
-    # what is right jumps from one phase to the next, and a network of ln sigma is smooth there
-    assert answer_error(student, 20.0, middle) < 0.06
-    assert answer_error(student, middle) < 0.06
+    middle, later = float(sigmas[edges(20, 2)[1]]), float(sigmas[edges(20, 2)[1] + 3])
+    assert answer_error(student, 20.0, middle) < 0.03
+    # What is right jumps at the edge, and a network of ln sigma is smooth there: look beyond it.
+    assert answer_error(student, later) < 0.03
     assert answer_error(student, 20.0) > 0.1  # nobody asked for the way down in one step
 
 

@@ -99,21 +99,25 @@ def distill(
             made_by=fingerprint(bundle, samples),
         )
 
-    student = clone(net, adapter=distillation.adapter)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.student.seed)  # of a LoRA's and of the adversary's first weights
+        student = clone(net, adapter=distillation.adapter)
+        adversary = None
+        if distillation.adversarial.weight:
+            adversary = AdversarialTerm(net.backbone, distillation.adversarial)
     if distillation.guidance == "embedded":
-        student, config = with_guidance(student), guided_config(config)
+        student, config = with_guidance(student, seed=config.student.seed), guided_config(config)
     if config.student.checkpointing:
-        checkpoint_blocks(student)
+        checkpoint_blocks(student, net)  # the adversary's gradient goes through the teacher's backbone
     if start is not None:
         restore(student, start)
-    adversary = AdversarialTerm(net.backbone, distillation.adversarial)
     objective = ConsistencyObjective(
         student,
         base.image_encoder,
         config,
         teacher=None if distillation.precompute else guide(net, config)(None),
         rewards=rewards,
-        adversarial=adversary if distillation.adversarial.weight else None,
+        adversarial=adversary,
     )
     del net, adversary  # where trajectories are stored and nobody judges, no teacher is in memory
     if is_main_process():
