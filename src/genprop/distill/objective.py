@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,12 @@ from genprop.data.latents import Batch
 from genprop.distill.adversarial import AdversarialTerm
 from genprop.distill.rewards.terms import RewardTerms
 from genprop.distill.targets import Asked, grid, land, phase_of, stepped_target, stored_target, whole_share
+from genprop.distill.trajectories import guidance_scales
 from genprop.draws import Draws
 from genprop.edm import Denoiser, Guided, NetDenoiser, add_noise, precondition
 from genprop.latents import ImageEncoder
 from genprop.teacher.net import GenPropNet
-from genprop.teacher.objective import TeacherObjective
+from genprop.teacher.objective import Inputs, TeacherObjective
 from genprop.types import Cond, NetOut
 
 SNR_CUT = 5.0
@@ -43,6 +45,19 @@ def weight_of(sigma: Tensor, to: Tensor, *, kind: str, exponent: float) -> Tenso
     if kind == "gap":
         return (sigma - to) ** exponent
     return (1 / sigma**2 + 1).clamp(max=SNR_CUT) if kind == "snr" else torch.ones_like(sigma)
+
+
+class Question(NamedTuple):
+    """What an update asks: where, from which x, what the answer has to land on, and under which condition.
+
+    `endpoint` is the teacher's, for rewards.
+    """
+
+    asked: Asked
+    x: Tensor
+    target: Tensor
+    endpoint: Tensor
+    cond: Cond
 
 
 class ConsistencyObjective(nn.Module):
@@ -122,67 +137,27 @@ class ConsistencyObjective(nn.Module):
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         distill = self.config.distill
         inputs = self.region.inputs(batch, None)
-        device, cond, teacher = inputs.target.device, inputs.cond, self.teacher
-        sigmas = grid(self.config).to(device)
-        count = len(sigmas) - 1
-        node = draws.randint(count)
-        first, _ = phase_of(node, nodes=count, phases=distill.phases)
-        node = torch.where(draws.rand() < distill.top_share, first, node)
-        asked = Asked(node, phase_of(node, nodes=count, phases=distill.phases)[1])
-        k, share = distill.teacher_steps, self.share
-        whole = draws.rand() < share
-        on = torch.where(whole, count, k)
-        if distill.guidance == "embedded":
-            if "trajectory" in batch:
-                scale = batch["guidance"].float()
-            else:
-                low, high = distill.guidance_range
-                scale = low + (high - low) * draws.rand()
-                assert isinstance(teacher, Guided), "a guidance scale needs a guided teacher"
-                teacher = replace(teacher, maximum=scale)
-            student_cond = cond.with_guidance(scale)
-        else:
-            student_cond = cond
-
-        def follow(x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-            return NetDenoiser(self.target_network)(x, sigma, student_cond)
-
-        network = None if share == 1 else follow  # nobody asks where every trajectory arrives
-        if "trajectory" in batch:
-            x, target = stored_target(batch["trajectory"], asked, on, sigmas, cond, network=network)
-            endpoint = batch["trajectory"][:, -1].float()
-        else:
-            assert teacher is not None, "without trajectories the objective needs the teacher"
-            x = add_noise(inputs.target, draws.randn(*inputs.target.shape[1:]), sigmas[node])
-            target = stepped_target(
-                x,
-                asked,
-                on,
-                sigmas,
-                cond,
-                teacher=teacher,
-                network=network,
-                solver=distill.solver,
-                steps=None if share else k,
-            )
-            endpoint = target  # with one phase; `distill.train` refuses rewards that need it with more
-        sigma = sigmas[node]
-        p, c = precondition(sigma), student_cond
+        sigmas = grid(self.config).to(inputs.target.device)
+        q = self.question(batch, inputs, sigmas, draws)
+        sigma, c = sigmas[q.asked.node], q.cond
+        p = precondition(sigma)
         parts = self.student.parts(
-            p.c_in * x, p.c_noise, c.first, c.source, c.image_embedding, c.added_time_ids
+            p.c_in * q.x, p.c_noise, c.first, c.source, c.image_embedding, c.added_time_ids
         )
-        x0 = p.c_skip * x + p.c_out * parts.out.velocity.float()
-        error = land(x, x0, sigma, sigmas[asked.end]) - target
-        weight = weight_of(sigma, sigmas[node + 1], kind=distill.weighting, exponent=distill.weight_exponent)
+        x0 = p.c_skip * q.x + p.c_out * parts.out.velocity.float()
+        error = land(q.x, x0, sigma, sigmas[q.asked.end]) - q.target
+        weight = weight_of(
+            sigma, sigmas[q.asked.node + 1], kind=distill.weighting, exponent=distill.weight_exponent
+        )
         consistency = (pseudo_huber(error, distill.huber).mean(dim=(1, 2, 3, 4)) * weight).mean()
-        terms = self.region.terms(parts, x0 - inputs.target, inputs._replace(cond=student_cond), draws)
+        terms = self.region.terms(parts, x0 - inputs.target, inputs._replace(cond=c), draws)
         loss = consistency + distill.region * terms.pop("loss")
         terms |= {"consistency": consistency, "target_mse": error.detach().square().mean()}
         if self.rewards is not None:
             found = self.rewards(
                 x0,
                 truth=inputs.target,
-                teacher=endpoint,
+                teacher=q.endpoint,
                 mask=inputs.mask,
                 captions=batch.get("caption"),
                 draws=draws,
@@ -190,11 +165,57 @@ class ConsistencyObjective(nn.Module):
             loss = loss - found.total
             terms |= found.scores
         if self.adversarial is not None:
-            on_now = self.progress >= distill.adversarial.start
-            found = self.adversarial(x0, inputs, draws, on=on_now)
-            loss = loss + found.pop("loss")
-            terms |= found
+            sets_in = self.progress >= distill.adversarial.start
+            judged = self.adversarial(x0, inputs, draws, on=sets_in)
+            loss = loss + judged.pop("loss")
+            terms |= judged
         return {"loss": loss, **terms}
+
+    def question(self, batch: Batch, inputs: Inputs, sigmas: Tensor, draws: Draws) -> Question:
+        """Where each sample is asked, and what it has to answer; see `targets`."""
+        distill, cond, teacher = self.config.distill, inputs.cond, self.teacher
+        asked, on = self.ask(len(sigmas) - 1, draws)
+        told = cond
+        if distill.guidance == "embedded":
+            scale = (
+                batch["guidance"].float() if "trajectory" in batch else guidance_scales(self.config, draws)
+            )
+            told = cond.with_guidance(scale)
+            if isinstance(teacher, Guided):
+                teacher = replace(teacher, maximum=scale)
+
+        def follow(x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+            return NetDenoiser(self.target_network)(x, sigma, told)
+
+        network = None if self.share == 1 else follow  # nobody asks where every trajectory arrives
+        if "trajectory" in batch:
+            x, target = stored_target(batch["trajectory"], asked, on, sigmas, cond, network=network)
+            return Question(asked, x, target, batch["trajectory"][:, -1].float(), told)
+        assert teacher is not None, "without trajectories the objective needs the teacher"
+        x = add_noise(inputs.target, draws.randn(*inputs.target.shape[1:]), sigmas[asked.node])
+        target = stepped_target(
+            x,
+            asked,
+            on,
+            sigmas,
+            cond,
+            teacher=teacher,
+            network=network,
+            solver=distill.solver,
+            steps=None if self.share else distill.teacher_steps,
+        )
+        # The target stands for the endpoint; with more than one phase `distill.train` refuses who needs one.
+        return Question(asked, x, target, target, told)
+
+    def ask(self, nodes: int, draws: Draws) -> tuple[Asked, Tensor]:
+        """A node of each sample, the end of its phase, and how many nodes the teacher goes on from it."""
+        distill = self.config.distill
+        node = draws.randint(nodes)
+        first, _ = phase_of(node, nodes=nodes, phases=distill.phases)
+        node = torch.where(draws.rand() < distill.top_share, first, node)
+        _, end = phase_of(node, nodes=nodes, phases=distill.phases)
+        on = torch.where(draws.rand() < self.share, nodes, distill.teacher_steps)
+        return Asked(node, end), on
 
 
 class _Copies(nn.Module):
