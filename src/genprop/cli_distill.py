@@ -9,6 +9,7 @@ import typer
 
 from genprop.cli_train import Data, DryRun, Resume, show
 from genprop.console import AsJson, Overrides, Preset, Seed, log_to_stderr, print_json, say
+from genprop.errors import GenPropError
 
 distill_app = typer.Typer(
     help="Distil a teacher into a student of 1 to 4 steps; or choose its sigmas, merge it, report on a run.",
@@ -112,6 +113,11 @@ def schedule(
     """Choose a student's sigmas and eta by measurement, and write them into its bundle."""
     from genprop.distill.reschedule import schedule_bundle
 
+    try:
+        counts = tuple(int(count) for count in steps.split(","))
+    except ValueError:
+        message = f"--steps is {steps!r}, expected whole numbers with commas between them"
+        raise GenPropError(message, "for example --steps 1,2,4") from None
     log_to_stderr()
     found = schedule_bundle(
         student,
@@ -119,7 +125,7 @@ def schedule(
         data=data or ["procedural"],
         out=out,
         clips=clips,
-        steps=tuple(int(n) for n in steps.split(",")),
+        steps=counts,
         seed=seed,
     )
     say(f"{found['student']}: the schedules for {steps} steps")

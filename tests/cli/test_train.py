@@ -276,6 +276,10 @@ def test_a_schedule_is_measured_again(
     assert len(found["rows"]) == 6  # one step, and two with five shares of noise
 
 
+def test_numbers_of_steps_that_are_none_are_refused(refused: Refused) -> None:
+    refused("distill", "schedule", "tiny", "--steps", "1,two", naming=["'1,two'", "whole numbers", "1,2,4"])
+
+
 def test_a_merged_student_needs_no_adapter(
     student: Any, genprop: Genprop, runs: Path, tmp_path: Path
 ) -> None:
