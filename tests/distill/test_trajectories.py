@@ -110,6 +110,13 @@ def test_a_trajectory_does_not_depend_on_how_many_are_made_at_a_time(made: Made)
     torch.testing.assert_close(few[2]["trajectory"], more[2]["trajectory"], atol=2e-3, rtol=2e-3)
 
 
+def test_a_shard_that_was_cut_short_is_made_whole(made: Made) -> None:
+    made.make(trajectories=3)
+    more = made.make(trajectories=18)
+    whole = made._replace(folder=made.folder.with_name("whole")).make(trajectories=18)
+    torch.testing.assert_close(more[7]["trajectory"], whole[7]["trajectory"])
+
+
 def test_each_has_its_own_scale_where_the_student_is_told(made: Made) -> None:
     told = made.make(guidance="embedded", guidance_range=(1.5, 3.0))
     scales = torch.stack([told[i]["guidance"] for i in range(18)])

@@ -20,9 +20,9 @@ from genprop.config import Config
 from genprop.data.latents import Batch
 from genprop.distill.schedule import STEPS, Schedule, candidate_sigmas, find_schedule, phase_schedule
 from genprop.distill.targets import grid
-from genprop.distill.trajectories import trajectory
+from genprop.distill.trajectories import guided, trajectory
 from genprop.draws import Draws
-from genprop.edm import Denoiser, Guided, NetDenoiser
+from genprop.edm import Denoiser, NetDenoiser
 from genprop.errors import GenPropError
 from genprop.latents import Autoencoder
 from genprop.loop import process_state
@@ -73,10 +73,9 @@ def schedule_bundle(
     for module in (net, guide, base.autoencoder, base.image_encoder):
         module.to(device)
     batch = {name: value.to(device) for name, value in held_out_clips(data, config, base, clips).items()}
-    s = config.sampling
     found = schedule_on(
         NetDenoiser(net),
-        Guided(NetDenoiser(guide), s.guidance_min, s.guidance_max),
+        guided(guide, config),
         batch,
         objective=TeacherObjective(net, base.image_encoder, config),
         autoencoder=base.autoencoder,

@@ -8,6 +8,7 @@ report of all of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from genprop.distill.report.write import write_report
 from genprop.distill.reschedule import CLIPS, schedule_on
 from genprop.distill.rewards.terms import RewardTerms, open_rewards, read_captions
 from genprop.distill.schedule import Schedule
-from genprop.distill.trajectories import fingerprint, guide, make_trajectories
+from genprop.distill.trajectories import fingerprint, guided, make_trajectories
+from genprop.distill_settings import RewardConfig
 from genprop.draws import Draws
 from genprop.edm import NetDenoiser
 from genprop.errors import GenPropError
@@ -91,7 +93,7 @@ def distill(
     dataset = samples
     if distillation.precompute:
         dataset = make_trajectories(
-            guide(net, config),
+            partial(guided, net, config),
             TeacherObjective(net, base.image_encoder, config),
             samples,
             config,
@@ -115,7 +117,7 @@ def distill(
         student,
         base.image_encoder,
         config,
-        teacher=None if distillation.precompute else guide(net, config)(None),
+        teacher=None if distillation.precompute else guided(net, config),
         rewards=rewards,
         adversarial=adversary,
     )
@@ -154,9 +156,9 @@ def finish(
     device = next(student.parameters()).device
     net.to(device)
     region = TeacherObjective(student, base.image_encoder, config)
-    denoiser, guided = NetDenoiser(student), guide(net, config)(None)
+    denoiser, reference = NetDenoiser(student), guided(net, config)
     few = {name: value[:CLIPS].to(device) for name, value in held_out.items()}
-    schedule = schedule_on(denoiser, guided, few, objective=region, autoencoder=base.autoencoder)
+    schedule = schedule_on(denoiser, reference, few, objective=region, autoencoder=base.autoencoder)
     write_json(out / "schedule.json", schedule._asdict())
     write_student(student, config, bundle.base, out / "student", schedule=schedule)
 
@@ -175,7 +177,7 @@ def finish(
 
     rows = measure_quality(
         denoiser,
-        guided,
+        reference,
         held_out,
         objective=region,
         autoencoder=base.autoencoder,
@@ -202,14 +204,10 @@ def check_together(config: Config) -> None:
     distill = config.distill
     if distill.precompute or distill.phases == 1:
         return
-    rewards = distill.rewards
-    for name, reward in (
-        ("hps", rewards.hps),
-        ("viclip", rewards.viclip),
-        ("encoder", rewards.encoder),
-        ("texture", rewards.texture),
-    ):
-        if reward.weight and (reward.hinge or reward.reference == "teacher"):
+    for name, reward in distill.rewards:
+        if not isinstance(reward, RewardConfig) or not reward.weight:
+            continue
+        if reward.hinge or reward.reference == "teacher":
             raise GenPropError(
                 f"the {name} reward needs the teacher's endpoint, but distill.precompute is off and "
                 f"distill.phases is {distill.phases}: expected stored trajectories, or one phase",

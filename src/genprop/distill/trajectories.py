@@ -66,14 +66,10 @@ def guidance_scales(config: Config, draws: Draws) -> Tensor:
     return torch.full((len(draws),), config.sampling.guidance_max, device=draws.device)
 
 
-def guide(net: GenPropNet, config: Config) -> Callable[[Tensor | None], Guided]:
-    """The teacher at guidance scales `[B]`, those of the last frame; None is the preset's."""
-    denoiser, sampling = NetDenoiser(net), config.sampling
-
-    def at(scale: Tensor | None) -> Guided:
-        return Guided(denoiser, sampling.guidance_min, sampling.guidance_max if scale is None else scale)
-
-    return at
+def guided(net: GenPropNet, config: Config, scale: Tensor | None = None) -> Guided:
+    """The teacher at guidance scales `[B]`, those of the last frame; the preset's if None."""
+    s = config.sampling
+    return Guided(NetDenoiser(net), s.guidance_min, s.guidance_max if scale is None else scale)
 
 
 def fingerprint(teacher: Bundle, samples: Dataset[Batch]) -> str:
@@ -117,10 +113,10 @@ def make_trajectories(
     sigmas = grid(config)
     for begin in range(state.process_index * SHARD, count, state.num_processes * SHARD):
         file = folder / f"{begin:06d}.safetensors"
-        if file.exists():
+        numbers = range(begin, min(begin + SHARD, count))
+        if file.exists() and _rows(file) >= len(numbers):  # a run that asked for fewer may have cut it short
             continue
         nodes, scales = [], []
-        numbers = range(begin, min(begin + SHARD, count))
         for few in torch.tensor(numbers).split(config.student.batch_size):
             batch = default_collate([samples[int(i) % total] for i in few])
             inputs = objective.inputs({k: v.to(device) for k, v in batch.items()}, None)
@@ -135,6 +131,11 @@ def make_trajectories(
         os.replace(temporary, file)
     state.wait_for_everyone()
     return Trajectories(folder, samples, count=count)
+
+
+def _rows(shard: Path) -> int:
+    with safe_open(shard, "pt") as file:
+        return file.get_slice("guidance").get_shape()[0]
 
 
 def _settings(config: Config, made_by: str) -> dict[str, Any]:

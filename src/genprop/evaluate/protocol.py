@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from genprop.bundle import read_bundle
@@ -20,6 +18,7 @@ from genprop.evaluate.pictures import write_pictures
 from genprop.evaluate.report import Baselines, Hardware, Regions, Report, write_json
 from genprop.export.manifest import versions, weight_hashes
 from genprop.export.onnx import export_onnx
+from genprop.hardware import describe_hardware
 from genprop.manifest import is_export, read_manifest
 from genprop.runtime.backends import open_stages
 from genprop.settings import ClipConfig
@@ -112,7 +111,7 @@ def run_demo(
         width=size.width,
         clips=clips,
         seed=seed,
-        hardware=hardware(),
+        hardware=Hardware(**describe_hardware()),
         versions={"python": platform.python_version(), **versions()},
         ceiling=ceiling,
         baselines=Baselines(**{name: measure_frames(make, samples) for name, make in BASELINES.items()}),
@@ -168,17 +167,3 @@ def exported(model: str | Path, folder: Path) -> Path:
                 return folder
     export_onnx(model, folder)
     return folder
-
-
-def hardware() -> Hardware:
-    """The machine, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Hardware(
-        cpu=names[0] if names else platform.processor() or platform.machine(),
-        cores=cores,
-        threads=torch.get_num_threads(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    )

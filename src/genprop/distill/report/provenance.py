@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from genprop import __version__
 from genprop.config import Config
+from genprop.hardware import describe_hardware
 from genprop.loop import process_state
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
@@ -25,13 +23,7 @@ def describe_run(config: Config, *, teacher: str | Path, data: Sequence[str]) ->
         "teacher": str(teacher),
         "data": list(data),
         "versions": {"genprop": __version__, "python": platform.python_version(), **_versions()},
-        "hardware": {
-            "cpu": _processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "processes": process_state().num_processes,
-            "threads": torch.get_num_threads(),
-        },
+        "hardware": {**describe_hardware(), "processes": process_state().num_processes},
     }
 
 
@@ -43,10 +35,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
