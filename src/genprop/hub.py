@@ -76,6 +76,32 @@ def locate_base(name: str | Path, *, variant: str | None = None) -> Path:
     return Path(fetched)
 
 
+def locate_file(name: str, file: str, *, what: str, hint: str) -> Path:
+    """One file of weights: `name` itself, or `file` in the folder or the hub's repository of that name.
+
+    Args:
+        what: it is, and `hint`, how to get it, for the error.
+
+    Raises:
+        GenPropError: it is not there, and the hub did not give it.
+    """
+    path = Path(name)
+    if path.is_file() or (path / file).is_file():
+        return path if path.is_file() else path / file
+    if path.is_dir():
+        raise GenPropError(f"no {what} in {name}: expected {file}", hint)
+    if not HUB_ID.fullmatch(name):
+        raise GenPropError(f"no {what} at {name}: expected a file, a folder or a hub id", hint)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        reason = _first_line(error)
+        raise GenPropError(f"{what} is not here, and the hub did not give {name}: {reason}", hint) from error
+
+
 def check_layout(folder: Path) -> None:
     """Refuse a folder that is no base.
 

@@ -324,14 +324,14 @@ def test_a_cut_file_and_a_missing_one_are_errors_for_a_person(folder: Path):
         open_viclip(str(file), tokenizer="unused")
     file.unlink()
     for path in (folder, file, "no/such/file"):
-        with pytest.raises(GenPropError, match="no weights of ViCLIP at") as caught:
+        with pytest.raises(GenPropError, match=r"no ViCLIP (in|at)") as caught:
             open_viclip(str(path), tokenizer="unused")
         assert OFFICIAL in caught.value.hint
 
 
 def test_without_a_network_the_ways_to_get_it_and_to_do_without_are_named(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(GenPropError, match=f"{OFFICIAL}, are no file here") as caught:
+    with pytest.raises(GenPropError, match=f"the hub did not give {OFFICIAL}") as caught:
         open_viclip(None, tokenizer="unused")
     for words in (f"hf download {OFFICIAL} model.safetensors", "viclip.path", "viclip.weight = 0"):
         assert words in caught.value.hint

@@ -10,7 +10,6 @@ Shapes: B batch, n frames, D width of an embedding (1024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from genprop.distill.rewards.base import RewardCard
 from genprop.distill.rewards.openclip import load_clip
 from genprop.distill.rewards.tokens import tokenize
 from genprop.errors import GenPropError
-from genprop.hub import HUB_ID
+from genprop.hub import locate_file
 
 SOURCE = "xswu/HPSv2"
 FILE = "HPS_v2.1_compressed.pt"
@@ -121,24 +120,6 @@ def open_hps(
     Raises:
         GenPropError: the checkpoint is not there, or is none.
     """
-    model = load_clip(_locate(SOURCE if path is None else path), device=device, dtype=dtype, hint=HINT)
+    file = locate_file(SOURCE if path is None else path, FILE, what="HPSv2.1", hint=HINT)
+    model = load_clip(file, device=device, dtype=dtype, hint=HINT)
     return HpsReward(model, tokenizer=tokenizer)
-
-
-def _locate(path: str) -> Path:
-    if Path(path).is_file():
-        return Path(path)
-    if Path(path).is_dir():
-        if not (Path(path) / FILE).is_file():
-            raise GenPropError(f"no HPSv2.1 in {path}: expected {FILE}", HINT)
-        return Path(path) / FILE
-    if not HUB_ID.fullmatch(path):
-        raise GenPropError(f"no HPSv2.1 at {path}: expected a file, a folder or a hub id", HINT)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(path, FILE))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise GenPropError(f"HPSv2.1 is not here, and the hub did not give {path}: {reason}", HINT) from error

@@ -7,7 +7,6 @@ network is in `viclip_net.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from genprop.distill.rewards.base import RewardCard
 from genprop.distill.rewards.tokens import tokenize
 from genprop.distill.rewards.viclip_net import Viclip
 from genprop.errors import GenPropError
-from genprop.hub import HUB_ID
+from genprop.hub import locate_file
 
 OFFICIAL = "OpenGVLab/ViCLIP-L-14-hf"
 FILE = "model.safetensors"
@@ -28,6 +27,10 @@ FILE = "model.safetensors"
 LICENCE = "MIT, as OpenGVLab/ViCLIP has it (ViCLIP-L-14-hf states none); its code: Apache-2.0"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, and not CLIP's
 OFF = "or do without this reward: distill.rewards.viclip.weight = 0"
+HINT = (
+    f"where there is a network, `hf download {OFFICIAL} {FILE} --local-dir DIR`, then set "
+    f"distill.rewards.viclip.path to DIR; {OFF}"
+)
 
 
 class ViclipReward:
@@ -106,7 +109,7 @@ def open_viclip(path: str | None, *, tokenizer: str) -> ViclipReward:
         GenPropError: the weights are not there, cannot be fetched, or are not ViCLIP's.
     """
     name = path or OFFICIAL
-    file = _locate(name)
+    file = locate_file(name, FILE, what="ViCLIP", hint=HINT)
     try:
         tensors = {key: value.float() for key, value in load_file(file).items()}
         with torch.device("meta"):
@@ -118,25 +121,6 @@ def open_viclip(path: str | None, *, tokenizer: str) -> ViclipReward:
             f"expected that repository's {FILE}, {OFF}",
         ) from error
     return ViclipReward(network, tokenizer=tokenizer, source=name)
-
-
-def _locate(name: str) -> Path:
-    if Path(name).exists() or not HUB_ID.fullmatch(name):
-        file = Path(name) / FILE if Path(name).is_dir() else Path(name)
-        if not file.is_file():
-            raise GenPropError(f"no weights of ViCLIP at {file}", f"expected {OFFICIAL}'s {FILE}, {OFF}")
-        return file
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(name, FILE))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise GenPropError(
-            f"ViCLIP's weights, {name}, are no file here, and the hub did not give them: {_line(error)}",
-            f"where there is a network, `hf download {name} {FILE} --local-dir DIR`, then set "
-            f"distill.rewards.viclip.path to DIR; {OFF}",
-        ) from error
 
 
 def _line(error: Exception) -> str:
