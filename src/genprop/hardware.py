@@ -1,4 +1,4 @@
-"""What times were taken on."""
+"""What times were taken on, and what memory is left there."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ def describe_hardware() -> dict[str, Any]:
         "cores": cores,
         "threads": torch.get_num_threads(),
     }
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, of the machine or of the control group we are in."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if meminfo.is_file():  # caches count as free there
+        lines = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = group / "memory.max"
+    if limit.is_file() and (most := limit.read_text(encoding="utf-8").strip()).isdigit():
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        free = min(free, int(most) - used)
+    return free

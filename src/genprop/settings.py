@@ -62,7 +62,10 @@ class BaseConfig(Model):
     """The frozen base: where it is, or how to build one that is to be trained (upstream's own arguments).
 
     `variant` is which of the base's weights are read: fp16, or the plain ones where there are any. `chunk` is
-    how many frames the autoencoder is given at a time: a temporal decoder mixes frames only inside one.
+    how many frames the autoencoder is given at a time, `overlap` how many of them its decoder is given again
+    in the next window: a temporal decoder mixes frames only inside one (`chunks.cut`). With `slice`, so many
+    numbers of an activation are computed at a time (`sliced.py`): memory hardly grows with the window, and a
+    single one, exact for a temporal decoder, can be had (with `chunk` the frames of the clip).
     `store` is the precision of every file that training writes; what is trained next reads the rounded
     numbers, so nothing shifts when a model is shipped.
     """
@@ -71,6 +74,8 @@ class BaseConfig(Model):
     variant: Literal["fp16"] | None = None
     store: Literal["fp32", "fp16"] = "fp32"
     chunk: int = Field(default=8, ge=1)
+    overlap: int = Field(default=0, ge=0)
+    slice: int | None = Field(default=None, ge=1)
     unet: dict[str, Any] | None = None
     vae: dict[str, Any] | None = None
     image_encoder: dict[str, Any] | None = None
@@ -91,6 +96,8 @@ class SceConfig(Model):
         fusion: whether the backbone's stem features enter the copy.
         injection: one residual for each skip connection, or one for each block.
         norm: a group norm before each injection's convolution.
+        once: the encoder is told timestep 0 and sees no noise, so that it runs once for a clip rather than in
+            every step. Not with `fusion`, which is noise, nor with "unet3d", which denoises itself.
         zero: what starts at zero in an injection: its convolution; or "both", convolution and norm, which
             never learns (the report's, kept to show what it costs).
         scale: alpha, what residuals are multiplied by, in training and after.
@@ -105,6 +112,7 @@ class SceConfig(Model):
     fusion: Literal["bidirectional", "none"] = "bidirectional"
     injection: Literal["skips", "blocks"] = "skips"
     norm: bool = False
+    once: bool = False
     zero: Literal["conv", "both"] = "conv"
     scale: float = Field(default=1.0, ge=0)
     source: Literal["original", "blurred"] = "original"
@@ -114,6 +122,15 @@ class SceConfig(Model):
     def _both_needs_a_norm(self) -> Self:
         if self.zero == "both" and not self.norm:
             raise ValueError("zero is 'both', but norm is off: expected norm = true")
+        return self
+
+    @model_validator(mode="after")
+    def _once_sees_no_noise(self) -> Self:
+        if self.once and (self.kind == "unet3d" or (self.kind == "copy" and self.fusion != "none")):
+            raise ValueError(
+                f"once is on, but kind {self.kind!r} with fusion {self.fusion!r} reads noise: "
+                "expected fusion = 'none', and not 'unet3d'"
+            )
         return self
 
 

@@ -28,7 +28,7 @@ from genprop.hub import PARTS, check_layout, locate_base, weight_files
 from genprop.latents import Autoencoder, ImageEncoder
 from genprop.pixels import to_pixels
 from genprop.settings import BaseConfig, NoiseConfig
-from genprop.teacher.losses import texture_error
+from genprop.teacher.losses import picture_terms
 from genprop.teacher.unet import Backbone
 
 
@@ -55,18 +55,14 @@ class AutoencoderObjective(nn.Module):
         pixels = to_pixels(frames).unsqueeze(1)
         latents = self.autoencoder.encode(pixels)
         decoded = self.autoencoder.decode_window(latents).float()
-        l1 = F.l1_loss(decoded, pixels)
-        slopes = [(decoded.diff(dim=d).squeeze(1), pixels.diff(dim=d).squeeze(1)) for d in (-1, -2)]
-        gradient = sum((F.l1_loss(ours, true) for ours, true in slopes), torch.zeros(()))
-        texture = texture_error(decoded.squeeze(1), pixels.squeeze(1), cell=self.cell).mean()
+        terms = picture_terms(decoded.squeeze(1), pixels.squeeze(1), cell=self.cell)
         power = latents.float().square().mean()
         loss = (
-            l1 + self.gradient_weight * gradient + self.texture_weight * texture + self.latent_weight * power
+            terms["l1"]
+            + self.gradient_weight * terms["gradient"]
+            + self.texture_weight * terms["texture"]
+            + self.latent_weight * power
         )
-        with torch.no_grad():
-            psnr = 10 * torch.log10(4 / F.mse_loss(decoded, pixels))
-            sharpness = sum(o.abs().mean() for o, _ in slopes) / sum(t.abs().mean() for _, t in slopes)
-        terms = {"l1": l1, "gradient": gradient, "texture": texture, "psnr": psnr, "sharpness": sharpness}
         return {"loss": loss, **terms, "std": power.sqrt()}
 
 
@@ -170,11 +166,14 @@ class Base(NamedTuple):
     image_encoder: ImageEncoder
 
 
-def load_base(name: str | Path, settings: BaseConfig | None = None) -> Base:
-    """A frozen base in diffusers' layout, in float32: a folder, an embedded name or a hub id.
+def load_base(
+    name: str | Path, settings: BaseConfig | None = None, *, dtype: torch.dtype = torch.float32
+) -> Base:
+    """A frozen base in diffusers' layout: a folder, an embedded name or a hub id.
 
     Args:
         settings: which variant of the weights, and the autoencoder's chunk.
+        dtype: of backbone and image encoder; the autoencoder is in float32.
 
     Raises:
         GenPropError: the folder lacks a part, or the hub does not have it; names the layout that is expected.
@@ -198,17 +197,26 @@ def load_base(name: str | Path, settings: BaseConfig | None = None) -> Base:
     read = {file.parent.name: ".fp16" in file.name for file in weight_files(folder, variant=settings.variant)}
 
     def pretrained(kind: Any, part: str, **dtype: torch.dtype) -> Any:
-        return _pretrained(kind, parts[part], variant="fp16" if read[part] else None, **dtype)
+        return load_frozen(kind, parts[part], variant="fp16" if read[part] else None, **dtype)
 
     return Base(
-        pretrained(Backbone, "unet", torch_dtype=torch.float32),
-        Autoencoder(pretrained(vae_type, "vae", torch_dtype=torch.float32), chunk=settings.chunk),
-        ImageEncoder(pretrained(CLIPVisionModelWithProjection, "image_encoder", dtype=torch.float32)),
+        pretrained(Backbone, "unet", torch_dtype=dtype),
+        Autoencoder(
+            pretrained(vae_type, "vae", torch_dtype=torch.float32),
+            chunk=settings.chunk,
+            overlap=settings.overlap,
+            slice=settings.slice,
+        ),
+        ImageEncoder(pretrained(CLIPVisionModelWithProjection, "image_encoder", dtype=dtype)),
     )
 
 
-def _pretrained(kind: Any, folder: Path, *, variant: str | None, **dtype: torch.dtype) -> Any:
-    """A frozen upstream module; weights that the folder lacks are an error, not random numbers."""
+def load_frozen(kind: Any, folder: Path, *, variant: str | None = None, **dtype: torch.dtype) -> Any:
+    """A frozen upstream module of class `kind`, in eval mode.
+
+    Raises:
+        GenPropError: it cannot be read, or lacks weights: those are an error, not random numbers.
+    """
     try:
         module, found = kind.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, variant=variant, **dtype
@@ -234,7 +242,7 @@ def new_base(config: BaseConfig, *, seed: int) -> Base:
         torch.manual_seed(seed)
         try:
             backbone = Backbone(**(config.unet or {}))
-            vae = _new_vae(**(config.vae or {}))
+            vae = new_vae(**(config.vae or {}))
             clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**(config.image_encoder or {})))
         except (TypeError, ValueError) as error:
             raise GenPropError(
@@ -243,7 +251,7 @@ def new_base(config: BaseConfig, *, seed: int) -> Base:
     return Base(backbone, Autoencoder(vae), ImageEncoder(clip))
 
 
-def _new_vae(
+def new_vae(
     *, _class_name: str = "AutoencoderKL", **arguments: Any
 ) -> AutoencoderKL | AutoencoderKLTemporalDecoder:
     """An autoencoder of the class that diffusers' own key names."""

@@ -126,9 +126,9 @@ class Carry(nn.Module):
         coarse = coarse + self._attend(coarse)
         hidden = self.last(hidden + F.interpolate(coarse, size=(h, w), mode="nearest"), t)
 
-        kernels_bthkp = self.kernels(hidden).view(b, t, self.heads, -1, h * w).softmax(3)
+        kernels_bthkp = self.kernels(hidden).view(b, t, self.heads, -1, h * w)
         values_bhpkc = self._windows(self.values(first), self.heads)
-        moved_bhptc = kernels_bthkp.permute(0, 2, 4, 1, 3) @ values_bhpkc
+        moved_bhptc = kernels_bthkp.permute(0, 2, 4, 1, 3).softmax(4) @ values_bhpkc
         carried = self.out(moved_bhptc.permute(0, 3, 1, 4, 2).reshape(b * t, -1, h, w)) + self.rest(hidden)
         trust, handover = self.trust(hidden).float().unflatten(0, (b, t)).split(1, dim=2)
         return Carried(carried.float().unflatten(0, (b, t)), trust.sigmoid(), handover.exp())
@@ -136,10 +136,14 @@ class Carry(nn.Module):
     def _windows(self, image_bchw: Tensor, heads: int) -> Tensor:
         """The cells around each cell, `[b, heads, h * w, k, c / heads]`; beyond the border, the nearest."""
         b, c, h, w = image_bchw.shape
-        radius, side = self.window // 2, range(self.window)
-        padded = F.pad(image_bchw, (radius,) * 4, mode="replicate")
-        cells = torch.stack([padded[..., i : i + h, j : j + w] for i in side for j in side], dim=2)
-        return cells.reshape(b, heads, c // heads, -1, h * w).permute(0, 1, 4, 3, 2)
+        radius = self.window // 2
+        offset = torch.arange(-radius, radius + 1, device=image_bchw.device)
+        y = (torch.arange(h, device=offset.device).unsqueeze(1) + offset).clamp(0, h - 1)
+        x = (torch.arange(w, device=offset.device).unsqueeze(1) + offset).clamp(0, w - 1)
+        cells = (y.view(h, 1, -1, 1) * w + x.view(1, w, 1, -1)).flatten()
+        # Channels last before, not after: there are fewer cells than cells around cells.
+        image_bhpc = image_bchw.reshape(b, heads, c // heads, h * w).transpose(2, 3)
+        return image_bhpc.index_select(2, cells).unflatten(2, (h * w, self.window**2))
 
     def _match(self, source_btchw: Tensor) -> Tensor:
         """How well each cell matches those around it in frame 0, `[n, matches * k, h, w]`."""

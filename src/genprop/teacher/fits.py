@@ -5,16 +5,15 @@ Each knob is planned anew, so the hint says what it would bring and not what it 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from genprop.config import Config
 from genprop.errors import GenPropError
+from genprop.hardware import free_memory
 from genprop.teacher.outline import DECODE, ENCODE, SAMPLE, How
 from genprop.teacher.plan import STEP, Plan, make_plan
 
@@ -84,19 +83,8 @@ def knobs(plan: Plan) -> Iterator[tuple[str, int]]:
 
 
 def available_memory() -> int:
-    """Bytes that are free: of the CUDA device, else of the machine or of the control group we are in."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if meminfo.is_file():  # caches count as free there
-        lines = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = group / "memory.max"
-    if limit.is_file() and (most := limit.read_text(encoding="utf-8").strip()).isdigit():
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
-        free = min(free, int(most) - used)
-    return free
+    """Bytes that are free: of the CUDA device, else of the machine."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory()
 
 
 def gigabytes(size: float) -> str:

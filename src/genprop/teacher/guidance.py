@@ -32,18 +32,16 @@ class GuidanceEmbedding(nn.Module):
     update moves it, and the second all of them.
     """
 
-    frequencies: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        octaves = torch.linspace(math.log2(LOWEST), math.log2(HIGHEST), FEATURES // 2)
-        self.register_buffer("frequencies", 2**octaves, persistent=False)
         self.hidden = nn.Linear(FEATURES, HIDDEN)
         self.out = nn.Linear(HIDDEN, width)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, scale_b: Tensor) -> Tensor:
-        turns = 2 * math.pi * scale_b.float()[:, None] * self.frequencies.float()
+        # Numbers, not a buffer: a network in float16 would round them, and with them the phases.
+        octaves = torch.linspace(math.log2(LOWEST), math.log2(HIGHEST), FEATURES // 2, device=scale_b.device)
+        turns = 2 * math.pi * scale_b.float()[:, None] * 2**octaves
         features = torch.cat([turns.sin(), turns.cos()], dim=1)
         return self.out(nn.functional.silu(self.hidden(features.to(self.hidden.weight.dtype))))

@@ -138,6 +138,24 @@ def carry_loss(carried_btchw: Tensor, target_btchw: Tensor, mask_bt1hw: Tensor) 
     return each.mean()  # by sample, so that a batch may be split among processes
 
 
+def picture_terms(ours_nchw: Tensor, true_nchw: Tensor, *, cell: int) -> dict[str, Tensor]:
+    """What a decoder's pictures are judged by: `l1`, `gradient` (L1 of the slopes) and `texture`; in [-1, 1].
+
+    `psnr` (dB) and `sharpness` (their slopes' share of the true ones) are for the log.
+    """
+    slopes = [(ours_nchw.diff(dim=d), true_nchw.diff(dim=d)) for d in (-1, -2)]
+    terms = {
+        "l1": F.l1_loss(ours_nchw, true_nchw),
+        "gradient": torch.stack([F.l1_loss(ours, true) for ours, true in slopes]).sum(),
+        "texture": texture_error(ours_nchw, true_nchw, cell=cell).mean(),
+    }
+    with torch.no_grad():
+        terms["psnr"] = 10 * torch.log10(4 / F.mse_loss(ours_nchw, true_nchw))
+        sharp = [torch.stack([slope.abs().mean() for slope in of]).sum() for of in zip(*slopes, strict=True)]
+        terms["sharpness"] = sharp[0] / sharp[1]
+    return terms
+
+
 def texture_error(ours_nchw: Tensor, true_nchw: Tensor, *, cell: int) -> Tensor:
     """How far two pictures' mean absolute slopes are apart in each cell of pixels, `[N, H / cell, W / cell]`.
 

@@ -47,6 +47,16 @@ class Parts(NamedTuple):
     carried: Carried | None
 
 
+class Prepared(NamedTuple):
+    """What the network makes of the clip alone, before any noise: the same in every step of a sampling.
+
+    None is what a network does not have: a carry, or a content encoder with `sce.once`.
+    """
+
+    carried: Carried | None
+    sce: SceOut | None
+
+
 class GenPropNet(nn.Module):
     """`(sample, timestep, first, source, image_embedding, added_time_ids) -> NetOut`; see `types.Net`.
 
@@ -76,6 +86,7 @@ class GenPropNet(nn.Module):
         self.guidance = GuidanceEmbedding(time_width) if config.guidance else None
         if self.tasks is not None:
             nn.init.normal_(self.tasks.weight, std=0.02)
+        self.once = sce.once
         self.scale = sce.scale  # alpha, in training and after
         # How strongly the original is followed at inference, 0 to 1; 0 is the bare image-to-video model.
         self.injection_weight = 1.0
@@ -91,6 +102,20 @@ class GenPropNet(nn.Module):
     ) -> NetOut:
         return self.parts(sample, timestep, first, source, image_embedding, added_time_ids).out
 
+    def prepare(
+        self, first: Tensor, source: Tensor, image_embedding: Tensor, added_time_ids: Tensor
+    ) -> Prepared:
+        """What depends on the clip alone: the carry, and a content encoder that is told no noise."""
+        dtype = self.dtype
+        first, source, image_embedding = first.to(dtype), source.to(dtype), image_embedding.to(dtype)
+        carried = None if self.carry is None else self.carry(source, first)
+        if not self.once:
+            return Prepared(carried, None)
+        sample, timestep = torch.zeros_like(first), added_time_ids.new_zeros(len(first))
+        stem = self._stem(sample, timestep, first, image_embedding, added_time_ids)
+        seen = self._seen(stem, sample, timestep, first, added_time_ids, carried)
+        return Prepared(carried, self.sce(seen, source))
+
     def parts(
         self,
         sample: Tensor,
@@ -99,18 +124,23 @@ class GenPropNet(nn.Module):
         source: Tensor,
         image_embedding: Tensor,
         added_time_ids: Tensor,
+        *,
+        prepared: Prepared | None = None,
     ) -> Parts:
-        """`forward`, with the content encoder's output and the injected-to-backbone ratio of deviations."""
-        task, guidance = self._task(added_time_ids), self._guidance(added_time_ids)
-        stem = self.backbone.stem(
-            torch.cat([sample, first], dim=2), timestep, image_embedding, added_time_ids[:, :TASK]
-        )
-        stem = _told(stem, guidance)
-        carried = None if self.carry is None else self.carry(source, first)
-        reference = first if carried is None else carried.latents_btchw.to(first.dtype)
-        told = task if guidance is None else guidance if task is None else task + guidance
-        seen = Seen(sample, timestep, _told(stem, task), reference, told)
-        sce = self.sce(seen, source)
+        """`forward`, with the content encoder's output and the injected-to-backbone ratio of deviations.
+
+        In the precision of the weights, but for embeddings of numbers and the gate, which are float32.
+
+        Args:
+            prepared: what `prepare` has made of this clip; made here if None.
+        """
+        if prepared is None:
+            prepared = self.prepare(first, source, image_embedding, added_time_ids)
+        carried, dtype = prepared.carried, self.dtype
+        inner, given = sample.to(dtype), first.to(dtype)
+        stem = self._stem(inner, timestep, given, image_embedding.to(dtype), added_time_ids)
+        seen = self._seen(stem, inner, timestep, given, added_time_ids, carried)
+        sce = self.sce(seen, source.to(dtype)) if prepared.sce is None else prepared.sce
         residuals = tuple(self.scale * self.injection_weight * r for r in sce.residuals_nchw)
         if sce.answer is None:
             body, targets = inject(self.backbone, stem, residuals, self.sce.injection)
@@ -130,6 +160,34 @@ class GenPropNet(nn.Module):
             ]
             ratio = torch.stack(ratios).max() if ratios else velocity.new_zeros(())
         return Parts(NetOut(velocity, logits), seen, sce, ratio, carried)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of what happens inside."""
+        return self.backbone.conv_in.weight.dtype
+
+    def _stem(
+        self, sample: Tensor, timestep: Tensor, first: Tensor, image_embedding: Tensor, added_time_ids: Tensor
+    ) -> Stem:
+        """The backbone's stem, told the guidance scale."""
+        both = torch.cat([sample, first], dim=2)
+        stem = self.backbone.stem(both, timestep, image_embedding, added_time_ids[:, :TASK])
+        return _told(stem, self._guidance(added_time_ids))
+
+    def _seen(
+        self,
+        stem: Stem,
+        sample: Tensor,
+        timestep: Tensor,
+        first: Tensor,
+        added_time_ids: Tensor,
+        carried: Carried | None,
+    ) -> Seen:
+        """What the content encoder may read: the stem told the task, too, and the first frame, carried."""
+        task, guidance = self._task(added_time_ids), self._guidance(added_time_ids)
+        reference = first if carried is None else carried.latents_btchw.to(first.dtype)
+        told = task if guidance is None else guidance if task is None else task + guidance
+        return Seen(sample, timestep, _told(stem, task), reference, told)
 
     def _task(self, added_time_ids: Tensor) -> Tensor | None:
         """The embedding of the kind of edit, `[B, D]`."""

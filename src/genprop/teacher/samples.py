@@ -6,6 +6,7 @@ starts at once and never sees the disk fill. The numbers are the same.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,3 +159,11 @@ def training_samples(data: Sequence[str], config: Config, base: Base, out: Path,
     pixels = default_collate([held_out[i] for i in range(len(held_out))])
     encode = EncodedObjective(nn.Identity(), base.autoencoder, base.image_encoder, config.clip).encode
     return Samples(PixelSamples(training, seed=config.data.seed), encode(pixels), base, config, online=True)
+
+
+def held_out_clips(data: Sequence[str], config: Config, base: Base, clips: int) -> Batch:
+    """So many encoded clips that the student was not trained on (fewer, where a cache holds fewer)."""
+    update = {"validation": clips, "cache": False}
+    config = config.model_copy(update={"data": config.data.model_copy(update=update)})
+    with tempfile.TemporaryDirectory() as folder:  # of the notes on clips that cannot be read
+        return training_samples(data, config, base, Path(folder), workers=0).held_out
