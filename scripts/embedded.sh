@@ -23,3 +23,6 @@ $genprop train --stage teacher --base tiny-base --start "$RUNS/carry/teacher" --
 put "$RUNS/teacher/teacher" teacher
 $genprop distill --teacher tiny-teacher --data "$RUNS/latents" --out "$RUNS/student" --resume
 put "$RUNS/student/student" student
+$genprop distill --stage decoder --student "$RUNS/student/student" --data "$RUNS/latents" \
+    --out "$RUNS/decoder" --resume
+put "$RUNS/decoder/student" student

@@ -3,6 +3,7 @@
     bundle.json         kind, configuration, base and its hash, few-step sigmas and eta, hash of every file
     net.safetensors     what was trained: content encoder, mask decoder (and a student's full backbone)
     lora/               a student's LoRA on the backbone, in peft's own layout
+    decoder/            a light decoder, an AutoencoderTiny in diffusers' layout, where one was trained
 
 The base (backbone, autoencoder, image encoder) stays where it is: a folder in diffusers' layout or a hub
 id, named in `bundle.json` with the SHA-256 of its weights. A relative path is relative to the bundle; the
@@ -72,8 +73,15 @@ class Bundle:
     @property
     def lora(self) -> Path | None:
         """The folder of the student's LoRA, if it has one."""
-        folder = self.folder / "lora"
-        return folder if folder.is_dir() else None
+        return self._listed("lora")
+
+    @property
+    def decoder(self) -> Path | None:
+        """The folder of its light decoder, if it has one."""
+        return self._listed("decoder")
+
+    def _listed(self, part: str) -> Path | None:
+        return self.folder / part if any(name.startswith(f"{part}/") for name in self.card.files) else None
 
 
 def read_bundle(name: str | Path) -> Bundle:
@@ -143,7 +151,7 @@ def write_bundle(
             base_sha256=base_sha256(locate_base(base, variant=variant), variant=variant),
             sigmas=dict(sigmas or {}),
             eta=dict(eta or {}),
-            files={str(p.relative_to(staging)): sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()},
+            files=_hashes(staging),
         )
         _write_card(card, staging / "bundle.json")
     return read_bundle(folder)
@@ -189,13 +197,44 @@ def reschedule(
         finally:
             beside.unlink(missing_ok=True)
         return read_bundle(bundle.folder)
+    return _copy(bundle, out, card)
+
+
+def with_decoder(
+    bundle: Bundle, save: Callable[[Path], object], *, out: Path, config: Config | None = None
+) -> Bundle:
+    """A copy of a bundle with a light decoder in the place of any it had; whole or not at all.
+
+    Args:
+        save: writes the decoder into the folder it is given.
+        config: what the card is to say; the bundle's own if None.
+
+    Raises:
+        GenPropError: `out` holds something that is not a bundle.
+    """
+    files = {name: hash for name, hash in bundle.card.files.items() if not name.startswith("decoder/")}
+    card = bundle.card.model_copy(update={"files": files, "config": config or bundle.card.config})
+    return _copy(bundle, out, card, add=lambda staging: save(staging / "decoder"))
+
+
+def _copy(
+    bundle: Bundle, out: Path, card: Card, *, add: Callable[[Path], object] = lambda staging: None
+) -> Bundle:
+    """The files that `card` lists, and what `add` puts beside them, as a bundle in `out`."""
     with _whole(out) as staging:
         for name in card.files:
             (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(bundle.folder / name, staging / name)
+        add(staging)
         base = _name_of_base(bundle.base, out)
-        _write_card(card.model_copy(update={"base": base}), staging / "bundle.json")
+        _write_card(
+            card.model_copy(update={"base": base, "files": _hashes(staging)}), staging / "bundle.json"
+        )
     return read_bundle(out)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def _write_card(card: Card, file: Path) -> None:

@@ -1,7 +1,7 @@
 """The configuration: every table of `settings` and `distill_settings`, TOML presets, `--set` overrides.
 
-A stage's settings are in the table of its name (`autoencoder`, `backbone`, `teacher`, `student`); what
-they share (clip, noise, loss, sampling) stands in tables of its own, so that training and inference
+A stage's settings are in the table of its name (`autoencoder`, `backbone`, `teacher`, `student`, `decoder`);
+what they share (clip, noise, loss, sampling) stands in tables of its own, so that training and inference
 read the same numbers.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from genprop.distill_settings import DistillConfig
+from genprop.distill_settings import DistillConfig, LightDecoderConfig
 from genprop.errors import GenPropError
 from genprop.settings import (
     BaseConfig,
@@ -51,6 +51,8 @@ class Config(Model):
     carry: TrainConfig = TrainConfig(steps=1000)
     teacher: TrainConfig = TrainConfig(steps=1000)
     student: TrainConfig = TrainConfig(steps=1000)
+    light: LightDecoderConfig = LightDecoderConfig()
+    decoder: TrainConfig = TrainConfig(steps=1000)
 
     @property
     def guidance(self) -> float:

@@ -1,4 +1,4 @@
-"""The tables of a distillation: consistency, adapters, rewards and the adversarial option."""
+"""The tables of a distillation: consistency, adapters, rewards, the adversarial option, the light decoder."""
 
 from __future__ import annotations
 
@@ -94,6 +94,39 @@ class AdversarialConfig(Model):
     std: float = Field(default=1.0, gt=0)
     hole: float = Field(default=4.0, gt=0)
     width: int = Field(default=64, ge=8, multiple_of=8)
+
+
+class LightDecoderConfig(Model):
+    """The light decoder (`genprop distill --stage decoder`): the decoder of diffusers' `AutoencoderTiny`.
+
+    Every stage but the last doubles the resolution; what is then missing to pixels, the last layer gives as
+    patches.
+
+    Attributes:
+        channels, blocks: of each stage, and its residual blocks.
+        path: folder of an `AutoencoderTiny` to start from, of any shape; TAESD's reads SVD's latents.
+        scale: latents are divided by it, so that the class's clamp at 3 leaves their tails.
+        sampled: share of the samples whose latents are the student's own, of one step, not encoded ones.
+        crop: latent cells a side of what is learned from in a step; a whole frame's if that is less.
+        gradient, texture: weights of the errors of slopes and of texture, beside L1.
+    """
+
+    channels: tuple[int, ...] = Field(default=(64, 64, 64, 64), min_length=1)
+    blocks: tuple[int, ...] = (3, 3, 3, 1)
+    path: str | None = None
+    scale: float = Field(default=1.0, gt=0)
+    sampled: float = Field(default=0.5, ge=0, le=1)
+    crop: int = Field(default=32, ge=1)
+    gradient: float = Field(default=0.2, ge=0)
+    texture: float = Field(default=5.0, ge=0)
+
+    @model_validator(mode="after")
+    def _blocks_for_each_stage(self) -> Self:
+        if len(self.blocks) != len(self.channels):
+            raise ValueError(
+                f"blocks has {len(self.blocks)} stages, expected {len(self.channels)}, as channels"
+            )
+        return self
 
 
 class DistillConfig(Model):

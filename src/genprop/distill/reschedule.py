@@ -6,7 +6,6 @@ training. The weights stay as they are, only the bundle's card is written.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from genprop.bundle import Bundle, check_schedule_target, read_bundle, reschedule
-from genprop.config import Config
 from genprop.data.latents import Batch
 from genprop.distill.schedule import STEPS, Schedule, candidate_sigmas, find_schedule, phase_schedule
 from genprop.distill.targets import grid
@@ -27,9 +25,8 @@ from genprop.errors import GenPropError
 from genprop.latents import Autoencoder
 from genprop.loop import process_state
 from genprop.student.clone import load_model
-from genprop.teacher.base import Base
 from genprop.teacher.objective import TeacherObjective
-from genprop.teacher.samples import training_samples
+from genprop.teacher.samples import held_out_clips
 from genprop.types import Cond
 
 CLIPS = 8
@@ -150,14 +147,6 @@ def check_pair(student: str | Path, teacher: str | Path) -> Bundle:
             "give the teacher that the student was distilled from",
         )
     return bundles[0]
-
-
-def held_out_clips(data: Sequence[str], config: Config, base: Base, clips: int) -> Batch:
-    """So many encoded clips that the student was not trained on (fewer, where a cache holds fewer)."""
-    update = {"validation": clips, "cache": False}
-    config = config.model_copy(update={"data": config.data.model_copy(update=update)})
-    with tempfile.TemporaryDirectory() as folder:  # of the notes on clips that cannot be read
-        return training_samples(data, config, base, Path(folder), workers=0).held_out
 
 
 @dataclass(frozen=True)

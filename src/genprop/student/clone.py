@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from shutil import copytree
 
 import torch
 from torch import Tensor
 
-from genprop.bundle import Bundle, check_base, read_bundle, write_bundle
+from genprop.bundle import Bundle, check_base, read_bundle, with_decoder, write_bundle
 from genprop.distill_settings import AdapterConfig
 from genprop.errors import GenPropError
 from genprop.student.lora import add_lora, load_lora, merge_lora
@@ -43,18 +44,23 @@ def trained_tensors(net: GenPropNet, *, backbone: bool) -> dict[str, Tensor]:
     return state if backbone else {k: v for k, v in state.items() if not k.startswith("backbone.")}
 
 
-def load_model(name: str | Path, *, merge: bool = True) -> tuple[Bundle, GenPropNet, Base]:
-    """A bundle's network and its base, in eval mode, float32.
+def load_model(
+    name: str | Path, *, merge: bool = True, dtype: torch.dtype = torch.float32
+) -> tuple[Bundle, GenPropNet, Base]:
+    """A bundle's network and its base, in eval mode.
 
     Args:
         merge: fold the LoRA into the weights, for inference.
+        dtype: of network and image encoder. A LoRA is folded in in float32 first; without one, nothing is
+            ever held in more than `dtype`.
 
     Raises:
         GenPropError: a bundle that is broken, or whose base is another.
     """
     bundle = read_bundle(name)
     check_base(bundle)
-    base = load_base(bundle.base, bundle.card.config.base)
+    folds = bundle.lora is not None and merge
+    base = load_base(bundle.base, bundle.card.config.base, dtype=torch.float32 if folds else dtype)
     net = GenPropNet(base.backbone, bundle.card.config.net, bundle.card.config.sce)
     missing, unexpected = net.load_state_dict(bundle.tensors(), strict=False)
     assert not unexpected and all(key.startswith("backbone.") for key in missing), (missing, unexpected)
@@ -62,7 +68,8 @@ def load_model(name: str | Path, *, merge: bool = True) -> tuple[Bundle, GenProp
         load_lora(net, bundle.lora)
         if merge:
             merge_lora(net)
-    return bundle, net.requires_grad_(False).eval(), base
+    base.image_encoder.clip.to(dtype)  # type: ignore[call-arg]
+    return bundle, net.to(dtype).requires_grad_(False).eval(), base
 
 
 def merge_bundle(student: str | Path, out: Path, *, dtype: torch.dtype = torch.float32) -> Bundle:
@@ -79,7 +86,7 @@ def merge_bundle(student: str | Path, out: Path, *, dtype: torch.dtype = torch.f
     bundle, net, _ = load_model(student)
     if bundle.lora is None:
         raise GenPropError(f"{student} has no LoRA, expected a student with one", "it can be used as it is")
-    return write_bundle(
+    merged = write_bundle(
         out,
         kind=bundle.card.kind,
         config=bundle.card.config,
@@ -89,3 +96,7 @@ def merge_bundle(student: str | Path, out: Path, *, dtype: torch.dtype = torch.f
         eta=bundle.card.eta,
         dtype=dtype,
     )
+    light = bundle.decoder
+    if light is None:
+        return merged
+    return with_decoder(merged, lambda folder: copytree(light, folder), out=out)
