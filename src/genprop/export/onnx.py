@@ -1,68 +1,36 @@
-"""A bundle as four ONNX graphs and a manifest.
+"""One module to one ONNX graph.
 
-The graphs are captured by `torch.export`. Nine tenths of the time is capture and decomposition; of the
+Graphs are captured by `torch.export`. Nine tenths of the time is capture and decomposition; of the
 exporter's optimiser only the constant folding is kept: its pattern rewriter takes as long as both, and
 ONNX Runtime fuses the same patterns itself, so the graphs run at the same speed without.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from genprop.export.manifest import check_output, file_hashes, versions, weight_hashes, whole_folder
-from genprop.export.spec import DECODER, DENOISER, ENCODER, IMAGE_ENCODER, graph_specs
-from genprop.export.verify import EXAMPLE_SEED, check_parity, draw_inputs, measure_parity, sigmas_to_verify
-from genprop.latents import Autoencoder
-from genprop.manifest import FILE, FRAMES, GraphSpec, Manifest
-from genprop.student.clone import load_model
-from genprop.teacher.base import Base
-from genprop.teacher.net import GenPropNet
+from genprop.export.inputs import EXAMPLE_SEED, draw_inputs
+from genprop.manifest import GraphSpec, SizeRange
 
-MAX_FRAMES = 1024
-"""More frames than the autoencoder is ever given at a time."""
+if TYPE_CHECKING:
+    import onnx_ir
 
+DATA = ".onnx.data"
+"""Ends the name of the file beside a graph that holds its weights."""
 
-class Encoder(nn.Module):
-    """Frames `[1, t, 3, H, W]` in [-1, 1] to the unscaled mode of their posterior `[1, t, C, h, w]`.
-
-    As one chunk: cutting frames into chunks would fix their number, so that is left to the caller.
-    """
-
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        super().__init__()
-        self.autoencoder = Autoencoder(autoencoder.vae, chunk=MAX_FRAMES)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.autoencoder.encode(frames)
-
-
-class Decoder(nn.Module):
-    """Scaled latents `[1, t, C, h, w]` to frames `[1, t, 3, H, W]`, as one window."""
-
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode_window(latents / self.autoencoder.scaling_factor)
-
-
-def stage_modules(net: GenPropNet, base: Base) -> dict[str, nn.Module]:
-    """The module of each graph, by the graph's name, ready for capture."""
-    modules = {
-        DENOISER: net,
-        ENCODER: Encoder(base.autoencoder),
-        DECODER: Decoder(base.autoencoder),
-        IMAGE_ENCODER: base.image_encoder,
-    }
-    return {name: module.requires_grad_(False).eval() for name, module in modules.items()}
+LAYER = "layer"
+"""Metadata of a node whose output is the value of an operation of PyTorch: which one (`layer_names`)."""
 
 
 @contextmanager
@@ -79,78 +47,98 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def export_graph(module: nn.Module, spec: GraphSpec, file: Path, *, opset: int) -> None:
-    """Write one graph. Weights above 2 GB go into a file beside it, as protobuf demands."""
+def export_graph(
+    module: nn.Module,
+    spec: GraphSpec,
+    file: Path,
+    *,
+    opset: int,
+    sizes: SizeRange | None = None,
+    example: tuple[int, int] = (0, 0),
+    external: bool = False,
+) -> None:
+    """Write one graph; its nodes are called after the modules that they come from, as "net.conv_in/Conv_3".
+
+    Args:
+        sizes: between which frame sizes a graph with varying axes works; captured at `example`, height and
+            width.
+        external: put the weights into a file beside it, as protobuf demands above 2 GB; done there anyway.
+    """
     from onnxscript import optimizer
 
-    axis = torch.export.Dim(FRAMES, min=1, max=MAX_FRAMES)
-    shapes = tuple({t.shape.index(FRAMES): axis} for t in spec.inputs) if spec.dynamic else None
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            draw_inputs(spec, EXAMPLE_SEED, frames=3),  # torch.export would take 0 or 1 for a constant
+            draw_inputs(spec, EXAMPLE_SEED, sizes=sizes.of(*example) if sizes is not None else None),
             dynamo=True,
             opset_version=opset,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=shapes,
+            dynamic_shapes=dynamic_shapes(module, spec, sizes) if sizes is not None else None,
             optimize=False,
             verbose=False,
         )
     assert program is not None
+    keep_layers(program.model)
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces: half of a small file, and the paths of this machine
-    program.save(str(file))
+    program.save(str(file), external_data=external)
 
 
-def export_onnx(bundle: str | Path, out: Path, *, opset: int = 20, verify: bool = True) -> Manifest:
-    """Export a bundle into the folder `out`, whole or not at all; an older export there is replaced.
+def dynamic_shapes(module: nn.Module, spec: GraphSpec, sizes: SizeRange) -> Any:
+    """`torch.export`'s description of the varying axes of a module's inputs."""
+    sides = {
+        "height": torch.export.Dim(
+            "height", min=sizes.min_height // sizes.multiple, max=sizes.max_height // sizes.multiple
+        ),
+        "width": torch.export.Dim(
+            "width", min=sizes.min_width // sizes.multiple, max=sizes.max_width // sizes.multiple
+        ),
+    }
 
-    Args:
-        bundle: a name that `bundle.locate` knows, or a folder. A LoRA is merged.
-        opset: of the graphs; 20 is the first whose Gelu is an operator.
-        verify: measure parity with PyTorch, on inputs other than the example inputs, and insist on it.
+    def axis(name: str) -> Any:
+        kind, _, divisor = name.partition("/")
+        step = sizes.cells if kind.startswith("grid_") else sizes.multiple
+        return step // int(divisor or 1) * sides[kind.removeprefix("grid_")]
 
-    Raises:
-        GenPropError: a broken bundle, an output that is in use or unwritable, parity missed.
+    axes = tuple({i: axis(n) for i, n in enumerate(t.shape) if isinstance(n, str)} for t in spec.inputs)
+    (first, *_) = inspect.signature(module.forward).parameters.values()
+    return (axes,) if first.kind is first.VAR_POSITIONAL else axes
+
+
+def layer_names(calls: Iterable[tuple[str, str]]) -> list[str]:
+    """`path operation i/n` of each call of an operation in the module at `path`, in order.
+
+    It is the i-th of n such calls. What two captures of a module name alike is the same value in both: if one
+    has a call more, no name of that kind agrees.
     """
-    check_output(out)
-    model, net, base = load_model(bundle)
-    config, vae = model.card.config, base.autoencoder
-    latent_channels = int(vae.vae.config["latent_channels"])
-    specs = graph_specs(
-        config.clip,
-        latent_channels=latent_channels,
-        embedding_width=int(base.image_encoder.clip.config.projection_dim),
-        downsampling=vae.downsampling,
-        columns=config.net.columns,
-    )
-    modules = stage_modules(net, base)
-    chunk = min(vae.chunk, config.clip.frames)
-    with whole_folder(out) as folder:
-        for name, spec in specs.items():
-            export_graph(modules[name], spec, folder / spec.file, opset=opset)
-        parity = ()
-        if verify:
-            sigmas = sigmas_to_verify(model.card.sigmas, config.sampling)
-            parity = measure_parity(folder, modules, specs, sigmas=sigmas, chunk=chunk)
-        manifest = Manifest(
-            kind=model.card.kind,
-            config=config,
-            sigmas=model.card.sigmas,
-            eta=model.card.eta,
-            scaling_factor=vae.scaling_factor,
-            latent_channels=latent_channels,
-            chunk=chunk,
-            opset=opset,
-            graphs=specs,
-            files=file_hashes(folder),
-            weights=weight_hashes(model),
-            versions=versions(),
-            parity=parity,
-            worst=check_parity(parity) if parity else None,
-        )
-        (folder / FILE).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return manifest
+    calls = list(calls)
+    total, seen = Counter(calls), Counter[tuple[str, str]]()
+    names = []
+    for path, operation in calls:
+        seen[path, operation] += 1
+        names.append(f"{path} {operation} {seen[path, operation]}/{total[path, operation]}")
+    return names
+
+
+def keep_layers(model: onnx_ir.Model) -> None:
+    """Call nodes after the modules they come from, and leave nothing of their metadata but their layers.
+
+    The rest is stack traces, half of a small file and the paths of this machine, and the name of every
+    weight, of those too that the graph does not have.
+    """
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    calls: dict[str, tuple[str, str]] = {}  # by the name of the value, in order
+    for node in model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        classes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.class_hierarchy", "[]"))
+        node.metadata_props.clear()
+        node.name = f"{scopes[-2] if len(scopes) > 1 else ''}/{node.name}"
+        if len(scopes) > 1 and len(scopes) == len(classes):
+            calls[scopes[-1]] = (scopes[-2], classes[-1])
+    layers = dict(zip(calls, layer_names(calls.values()), strict=True))
+    for node in model.graph.all_nodes():
+        # One operation may take several nodes, of which the last gives its value.
+        if node.outputs and (layer := layers.get(node.outputs[0].name or "")):
+            node.metadata_props[LAYER] = layer

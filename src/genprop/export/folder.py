@@ -34,6 +34,14 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(folder.iterdir())}
 
 
+def link(file: Path, to: Path) -> None:
+    """Let `to` be the same file, or a copy where file systems differ; graphs and engines are gigabytes."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)
+
+
 def check_output(out: Path) -> None:
     """Refuse an output that is something else than an older export.
 

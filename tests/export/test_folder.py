@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from genprop.errors import GenPropError
-from genprop.export.manifest import check_output, file_hashes, versions, whole_folder
-from genprop.export.onnx import export_onnx
+from genprop.export.bundle import export_bundle
+from genprop.export.folder import check_output, file_hashes, versions, whole_folder
 from genprop.manifest import read_manifest
 
 
@@ -39,9 +39,9 @@ def test_output_in_use_is_refused_before_any_work(tmp_path: Path) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("mine")
     with pytest.raises(GenPropError, match="holds other things"):
-        export_onnx("tiny", tmp_path)
+        export_bundle("tiny", tmp_path)
     with pytest.raises(GenPropError, match="is a file"):
-        export_onnx("tiny", precious)
+        export_bundle("tiny", precious)
     assert precious.read_text() == "mine"
 
 
