@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from genprop.cli_distill import distill_app
+from genprop.cli_export import Inside, export, size_of
 from genprop.cli_train import data_app, train
 from genprop.console import AsJson, Seed, print_json, refuse, say, stderr
 from genprop.errors import GenPropError
@@ -30,14 +31,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(export)
 app.add_typer(distill_app, name="distill")
 app.add_typer(data_app, name="data")
 
 
-class Target(StrEnum):
-    """What `genprop export` writes."""
+class Decoder(StrEnum):
+    """What turns latents into frames."""
 
-    onnx = "onnx"
+    full = "full"
+    light = "light"
 
 
 QUIET = {
@@ -100,7 +103,25 @@ def run(
     ] = None,
     model: Annotated[str, typer.Option(help="tiny, tiny-teacher, a bundle, or an export folder.")] = "tiny",
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, torch, compile, onnxruntime.")] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(help="auto, torch, compile, onnxruntime, onnxruntime-tensorrt, tensorrt, tensorrt-rtx."),
+    ] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With auto, refuse rather than pass a faster backend over.")
+    ] = False,
+    precision: Annotated[
+        Inside | None, typer.Option(help="Of a bundle's weights; an export has its own.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH to work at, where the model has more than one.")
+    ] = None,
+    decoder: Annotated[
+        Decoder, typer.Option(help="full, or the light one of a model that has one.")
+    ] = Decoder.full,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Run an export that was not checked against PyTorch.")
+    ] = False,
     seed: Seed = 0,
     task: Annotated[
         str, typer.Option(help="The kind of edit, for a model that is told: remove, insert, track, deblur.")
@@ -130,7 +151,15 @@ def run(
 
         result = run_video(
             video,
-            lambda: load(model, backend=backend),
+            lambda: load(
+                model,
+                backend=backend,
+                precision=precision.value if precision else None,
+                strict=strict,
+                unverified=unverified,
+                light=decoder is Decoder.light,
+                size=size_of(size, "--size"),
+            ),
             edited=edited,
             mask=mask,
             steps=steps,
@@ -146,24 +175,66 @@ def run(
         f"{result['out']}: {result['frames']} frames of {result['width']}x{result['height']} in "
         f"{result['seconds']['total']:.1f} s"
     )
+    say(f"{result['backend']}: {result['why']}")
     if as_json:
         print_json(result)
 
 
 @app.command()
-def export(
-    bundle: Annotated[str, typer.Argument(help="tiny, tiny-teacher, or a bundle.")],
-    to: Annotated[Target, typer.Option(help="The format.")] = Target.onnx,
-    out: Annotated[Path, typer.Option(help="Folder of the graphs and their manifest.")] = Path("export"),
+def bench(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Bundles and export folders; tiny if none.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A teacher to compare with; the embedded one for tiny.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Of these backends alone; may be repeated.")
+    ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of these numbers of steps alone; may be repeated.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before that.")] = 1,
+    peers: Annotated[bool, typer.Option(help="Time diffusers' pipeline of the same base, too.")] = False,
+    quality_clips: Annotated[
+        int | None, typer.Option(min=0, help="Procedural clips to measure quality on.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of bench.json and bench.png.")] = Path("bench_out"),
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Export a bundle as verified graphs."""
-    from genprop.export.onnx import export_onnx
+    """Time models on every backend present, beside the hardware's floor, in one run."""
+    from genprop.evaluate.bench.document import Bench
+    from genprop.evaluate.bench.run import BACKENDS, run_bench
+    from genprop.evaluate.bench.table import lanes_table, ratios_table, rows_table
 
-    manifest = export_onnx(bundle, out)
-    say(f"{out}: {to.value}, worst error against PyTorch {manifest.worst:.1e}")
+    chosen = models or ["tiny"]
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task("bench", total=None)
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        document = run_bench(
+            chosen,
+            teacher=teacher or ("tiny-teacher" if "tiny" in chosen else None),
+            backends=backend or BACKENDS,
+            steps=steps,
+            repeats=repeats,
+            warmup=warmup,
+            seed=seed,
+            peers=peers,
+            quality_clips=quality_clips,
+            out=out,
+            progress=progress,
+        )
+    measured = Bench.model_validate(document)
+    for table_of in (rows_table, lanes_table, ratios_table):
+        stderr.print(table_of(measured))
+    say(f"{out / 'bench.json'}: all figures")
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        print_json(document)
 
 
 @app.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,10 +12,21 @@ from genprop.cli_train import Data, DryRun, Resume, show
 from genprop.console import AsJson, Overrides, Preset, Seed, log_to_stderr, print_json, say
 from genprop.errors import GenPropError
 
+if TYPE_CHECKING:
+    from genprop.config import Config
+
 distill_app = typer.Typer(
     help="Distil a teacher into a student of 1 to 4 steps; or choose its sigmas, merge it, report on a run.",
     invoke_without_command=True,
 )
+
+
+class Stage(StrEnum):
+    """What `genprop distill` trains."""
+
+    student = "student"
+    decoder = "decoder"
+
 
 Teacher = Annotated[str, typer.Option(help="The teacher's bundle.")]
 
@@ -26,6 +38,8 @@ def distill(
     config: Preset = "tiny",
     data: Data = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/student"),
+    stage: Annotated[Stage, typer.Option(help="A student; or a light decoder for one.")] = Stage.student,
+    student: Annotated[str, typer.Option(help="The student that gets a light decoder.")] = "tiny",
     start: Annotated[str | None, typer.Option(help="A student to go on from.")] = None,
     trajectories: Annotated[
         Path | None,
@@ -41,11 +55,16 @@ def distill(
         return
     from genprop.checkpoint import check_folder
     from genprop.config import load_config
+
+    settings = load_config(config, overrides or ())
+    if stage is Stage.decoder:
+        if dry_run:
+            raise GenPropError("--dry-run plans a student's training, got --stage decoder", "leave one out")
+        return _light_decoder(student, settings, data=data, out=out, resume=resume, as_json=as_json)
     from genprop.distill.plan import plan_distillation
     from genprop.distill.train import distill as distill_teacher
     from genprop.loop import is_main_process
 
-    settings = load_config(config, overrides or ())
     if dry_run:
         return show(plan_distillation(teacher, settings), as_json=as_json)
     check_folder(out)
@@ -65,6 +84,24 @@ def distill(
     say(f"{made}: the student, after {summary['steps']} steps; {summary['report']}: how it went")
     if as_json:
         print_json({"out": made, **summary})
+
+
+def _light_decoder(
+    student: str, settings: Config, *, data: list[str] | None, out: Path, resume: bool, as_json: bool
+) -> None:
+    """`--stage decoder`."""
+    from genprop.checkpoint import check_folder
+    from genprop.distill.decoder import distill_decoder
+    from genprop.loop import is_main_process
+
+    check_folder(out)
+    log_to_stderr()
+    summary = distill_decoder(student, settings, data=data or ["procedural"], out=out, resume=resume)
+    if not is_main_process():
+        return
+    say(f"{summary['student']}: the student with a light decoder, after {summary['steps']} steps")
+    if as_json:
+        print_json({"out": summary["student"], **summary})
 
 
 @distill_app.command("report")
