@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -19,6 +21,7 @@ from genprop.edm import karras_sigmas, velocity_target
 from genprop.errors import GenPropError
 from genprop.pixels import to_pixels
 from genprop.runtime.backends import Stages
+from genprop.runtime.behind import OneBehind
 from genprop.runtime.propagate import Model, load, sample_window
 from genprop.runtime.sample import schedule
 from genprop.settings import SamplingConfig
@@ -119,7 +122,8 @@ def stages(
         scaling_factor=SCALE,
         net=FakeNet(predict, constant(logit)),
         encode=encode,
-        decode=decode,
+        decode_window=decode,
+        chunk=3,
         embed=embed,
         device=DEVICE,
     )
@@ -200,7 +204,7 @@ def test_any_size_and_aspect_comes_back() -> None:
     y, x = np.mgrid[:20, :50]
     ramp = np.stack([40 + 3 * x, 60 + 5 * y, 90 + x + y], axis=-1).astype(np.uint8)
     video = np.stack([ramp, ramp + 10, ramp + 20])
-    fine = replace(stages(), encode=lambda f: f, decode=lambda z: z / SCALE)
+    fine = replace(stages(), encode=lambda f: f, decode_window=lambda z: z / SCALE)
     result = Model(fine).propagate(video, video[0], steps=1, composite=False)
     assert result.frames.shape == video.shape and result.mask.shape == video.shape[:3]
     assert result.frames.dtype == np.uint8 and result.mask.dtype == np.float32
@@ -248,6 +252,79 @@ def test_a_teacher_takes_its_own_steps_and_guidance_drops_the_image() -> None:
     assert with_image[2].any() and not without[2].any()
     assert with_image[4].any() and not without[4].any()
     assert torch.equal(with_image[3], without[3])
+
+
+def slow_decode(latents: Tensor) -> Tensor:
+    """A decoder that mixes the frames of its window, and is still at it when the next window is begun."""
+    time.sleep(0.02)
+    return decode(latents) + 0.1 * latents.mean()
+
+
+@pytest.mark.parametrize(("chunk", "overlap"), [(1, 0), (3, 0), (3, 1), (FRAMES, 0)])
+def test_a_pipelined_run_gives_the_frames_and_the_mask_of_a_sequential_one(chunk: int, overlap: int) -> None:
+    of = replace(stages(denoise, logit=0.3), decode_window=slow_decode, chunk=chunk, overlap=overlap)
+    video, edited = blocks(18), blocks(1, seed=1)[0]  # three windows, the last moved back
+    one, two, three = (
+        Model(model, pipelined=pipelined).propagate(video, edited, steps=2)
+        for model, pipelined in ((of, True), (of, False), (replace(of, concurrent=False), True))
+    )
+    for other in (two, three):
+        assert np.array_equal(one.frames, other.frames) and np.array_equal(one.mask, other.mask)
+
+
+def test_stages_that_take_one_thread_are_called_from_the_callers_only() -> None:
+    threads: dict[bool, set[str]] = {True: set(), False: set()}
+    for concurrent, seen in threads.items():
+
+        def remember(latents: Tensor, seen: set[str] = seen) -> Tensor:
+            seen.add(threading.current_thread().name)
+            return decode(latents)
+
+        of = replace(stages(), decode_window=remember, concurrent=concurrent)
+        Model(of).propagate(blocks(18), blocks(1)[0], steps=1)
+    main = threading.current_thread().name
+    assert threads[False] == {main} and threads[True] > {main}
+
+
+def test_padding_and_the_given_frame_are_not_decoded() -> None:
+    seen: list[int] = []
+
+    def remember(latents: Tensor) -> Tensor:
+        seen.append(latents.shape[1])
+        return decode(latents)
+
+    of = replace(stages(), decode_window=remember, chunk=1)
+    Model(of).propagate(blocks(4), blocks(1)[0], steps=1)
+    assert seen == [1, 1, 1]
+
+
+def test_what_the_worker_raises_reaches_the_caller() -> None:
+    def broken(latents: Tensor) -> Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            raise GenPropError("out of memory")
+        return decode(latents)
+
+    for total in (5, 18):
+        with pytest.raises(GenPropError, match="out of memory"):
+            Model(replace(stages(), decode_window=broken)).propagate(blocks(total), blocks(1)[0], steps=1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
+
+
+def test_a_second_job_waits_for_the_first() -> None:
+    order: list[str] = []
+    go_on = threading.Event()
+
+    def first() -> None:
+        go_on.wait()
+        order.append("first")
+
+    with OneBehind(DEVICE) as behind:
+        behind.put(first)
+        order.append("begun")
+        go_on.set()
+        behind.put(lambda: order.append("second"))
+        behind.wait()
+    assert order == ["begun", "first", "second"]
 
 
 def window(
@@ -362,7 +439,7 @@ VIDEO, EDITED = blocks(9), blocks(1)[0]
 def test_bad_input_is_refused_before_any_work(
     video: np.ndarray | Clip | str, edited: np.ndarray | str, steps: int | None, kind: str, message: str
 ) -> None:
-    model = replace(stages(kind=kind), encode=unusable, embed=unusable, decode=unusable)
+    model = replace(stages(kind=kind), encode=unusable, embed=unusable, decode_window=unusable)
     with pytest.raises(GenPropError, match=message):
         Model(model).propagate(video, edited, steps=steps)
     assert not calls(model)

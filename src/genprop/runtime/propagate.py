@@ -6,6 +6,7 @@ so memory does not grow with its length, the pixels that go in and out excepted.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 
 from genprop.errors import GenPropError
-from genprop.pixels import to_pixels, to_uint8
+from genprop.manifest import Precision
+from genprop.pixels import to_pixels
 from genprop.runtime.backends import Stages, open_stages
-from genprop.runtime.composite import composite as lay_over
-from genprop.runtime.composite import resize, upsample_mask
-from genprop.runtime.sample import WindowResult, evaluations_of, sample_window
+from genprop.runtime.behind import OneBehind
+from genprop.runtime.canvas import Canvas
+from genprop.runtime.composite import resize
+from genprop.runtime.sample import WindowResult, denoise_window, evaluations_of, sample_window
 from genprop.runtime.windows import windows
 from genprop.types import TASKS, Clip
 from genprop.video import check_edited, read_clip, read_image, write_clip
@@ -40,7 +43,8 @@ class Propagation:
         frames: uint8 `[T, H, W, 3]`, as many and as large as the video's; the first is the edited one.
         mask: where the edit is, as predicted, float32 `[T, H, W]` in [0, 1].
         fps: the video's.
-        seconds: of encode, denoise and decode over all windows, and the total with everything else.
+        seconds: of encode, denoise and decode over all windows, and the total with everything else. Stages
+            that ran at once have their time counted twice.
         evaluations: how often the network ran.
     """
 
@@ -58,9 +62,15 @@ class Propagation:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is ready to run."""
+    """A model that is ready to run.
+
+    Attributes:
+        stages: the opened model.
+        pipelined: whether a window is finished while the next is begun; the result is the same.
+    """
 
     stages: Stages
+    pipelined: bool = True
 
     def propagate(
         self,
@@ -114,45 +124,54 @@ class Model:
             if progress is not None:
                 progress(done, per_window * len(spans))
 
-        frames = np.empty_like(clip.frames)
-        frames[0] = first
-        mask = np.empty(clip.frames.shape[:3], np.float32)
-        height, width = first.shape[:2]
-        seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
-        for span in spans:
-            source = clip.frames[span.start : span.stop]
-            small = resize(source, height=config.height, width=config.width)
-            padding = np.repeat(small[-1:], config.frames - len(small), axis=0)
-            given = resize(frames[span.start][None], height=config.height, width=config.width)
-            window = sample_window(
-                self.stages,
-                to_pixels(torch.from_numpy(np.concatenate([small, padding])))[None],
-                to_pixels(torch.from_numpy(given)),
-                steps=steps,
-                generator=generator,
-                task=task,
-                guidance=guidance,
-                evaluated=evaluated,
-            )
-            # The frame that two windows share stays as the first of them made it, and so does its mask.
-            # All others are this window's, those that the last one makes a second time included: they
-            # follow from the frame it was given, where a cut to it in the middle would be seen.
-            new = slice(span.start + 1, span.stop)
-            made = to_uint8(window.frames[0, 1 : len(span)]).cpu().numpy()
-            made = resize(made, height=height, width=width)
-            probability = upsample_mask(window.mask_logits[:, : len(span)], height=height, width=width)
-            frames[new] = lay_over(source[1:], made, probability[1:]) if composite else made
-            mask[new] = probability[1:]
-            if span.start == 0:
-                mask[0] = probability[0]
-            seconds = {stage: s + window.seconds[stage] for stage, s in seconds.items()}
+        result = Canvas(self.stages, clip.frames, first, composite=composite)
+        seconds = {"encode": 0.0, "denoise": 0.0}
+        with OneBehind(self.stages.device, threaded=self.pipelined) as behind:
+            for span, following in itertools.zip_longest(spans, spans[1:]):
+                small = resize(clip.frames[span.start : span.stop], height=config.height, width=config.width)
+                padding = np.repeat(small[-1:], config.frames - len(small), axis=0)
+                given = resize(result.frames[span.start][None], height=config.height, width=config.width)
+                made = denoise_window(
+                    self.stages,
+                    to_pixels(torch.from_numpy(np.concatenate([small, padding])))[None],
+                    to_pixels(torch.from_numpy(given)),
+                    steps=steps,
+                    generator=generator,
+                    task=task,
+                    guidance=guidance,
+                    evaluated=evaluated,
+                )
+                seconds = {stage: s + made.seconds[stage] for stage, s in seconds.items()}
+                behind.wait()  # where windows overlap, the later one's frames stay
+                behind.put(result.begin(span, made, needed=following.start if following else None))
+            behind.wait()
+        seconds["decode"] = result.clock.seconds.get("decode", 0.0)
         seconds["total"] = time.perf_counter() - began
-        return Propagation(frames, mask, clip.fps, seconds, done)
+        return Propagation(result.frames, result.mask, clip.fps, seconds, done)
 
 
-def load(model: str | Path = "tiny", *, backend: str = "auto") -> Model:
+def load(
+    model: str | Path = "tiny",
+    *,
+    backend: str = "auto",
+    precision: Precision | None = None,
+    strict: bool = False,
+    unverified: bool = False,
+    light: bool = False,
+    size: tuple[int, int] | None = None,
+) -> Model:
     """Open a model: an embedded name, a bundle, or an export folder. See `backends.open_stages`."""
-    return Model(open_stages(model, backend=backend))
+    return Model(
+        open_stages(
+            model,
+            backend=backend,
+            precision=precision,
+            strict=strict,
+            unverified=unverified,
+            light=light,
+            size=size,
+        )
+    )
 
 
 def check_task(task: str, *, known: bool) -> None:

@@ -43,6 +43,16 @@ class WindowResult:
     evaluations: int
 
 
+@dataclass(frozen=True)
+class Denoised:
+    """One sampled window before it is decoded; see `WindowResult`. `seconds` are of encode and denoise."""
+
+    latents: Tensor
+    mask_logits: Tensor
+    seconds: dict[str, float]
+    evaluations: int
+
+
 def schedule(stages: Stages, steps: int | None) -> Tensor:
     """The sigmas of a sampling, float32 `[N + 1]`, the last of them 0.
 
@@ -78,7 +88,7 @@ def evaluations_of(stages: Stages, steps: int | None) -> int:
 
 
 @torch.no_grad()
-def sample_window(
+def denoise_window(
     stages: Stages,
     source: Tensor,
     edited: Tensor,
@@ -90,8 +100,8 @@ def sample_window(
     guidance: float | None = None,
     deterministic: bool = False,
     evaluated: Callable[[], None] | None = None,
-) -> WindowResult:
-    """Sample one window at the model's size.
+) -> Denoised:
+    """Sample one window at the model's size, up to its latents.
 
     The generator is drawn from in the order of diffusers' pipeline for SVD: the augmentation of the
     first frame, then the noise of the latents, then the fresh noise of each step (a student whose eta for
@@ -114,14 +124,16 @@ def sample_window(
     source, edited = source.to(device), edited.to(device)
     sigmas = schedule(stages, steps)
     told, scale = stages.config.net, stages.config.guidance if guidance is None else guidance
-    clock = _Clock(device)
+    clock = Clock(device)
     net = _Counted(stages.net, evaluated)
 
     with clock.stage("encode"):
         augmented = edited + clip.noise_aug * _randn(edited.shape, generator, device)
+        # All at once: an engine's window has as many frames whether they are needed or not.
+        encoded = stages.encode(torch.cat([augmented[:, None], source], dim=1))
         cond = Cond(
-            first=stages.encode(augmented[:, None]).expand(-1, clip.frames, -1, -1, -1).contiguous(),
-            source=stages.encode(source) * stages.scaling_factor,
+            first=encoded[:, :1].expand(-1, clip.frames, -1, -1, -1).contiguous(),
+            source=encoded[:, 1:] * stages.scaling_factor,
             image_embedding=stages.embed(edited),
             added_time_ids=time_ids(clip, task if told.tasks else None, scale if told.guidance else None)[
                 None
@@ -137,11 +149,43 @@ def sample_window(
             fresh = None if deterministic else generator
             eta = stages.eta.get(len(sigmas) - 1, 1.0)
             latents, mask_logits = consistency(denoiser, noise, sigmas, cond, generator=fresh, eta=eta)
+    return Denoised(latents, mask_logits, clock.seconds, net.evaluations)
+
+
+@torch.no_grad()
+def sample_window(
+    stages: Stages,
+    source: Tensor,
+    edited: Tensor,
+    *,
+    steps: int | None = None,
+    generator: torch.Generator,
+    noise: Tensor | None = None,
+    task: str = TASKS[0],
+    guidance: float | None = None,
+    deterministic: bool = False,
+    evaluated: Callable[[], None] | None = None,
+) -> WindowResult:
+    """Sample one window and decode it. Arguments are those of `denoise_window`."""
+    done = denoise_window(
+        stages,
+        source,
+        edited,
+        steps=steps,
+        generator=generator,
+        noise=noise,
+        task=task,
+        guidance=guidance,
+        deterministic=deterministic,
+        evaluated=evaluated,
+    )
+    clock = Clock(stages.device)
     with clock.stage("decode"):
-        decoded = stages.decode(latents)
-    frames = torch.cat([edited[:, None], decoded[:, 1:].float()], dim=1)
-    seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
-    return WindowResult(frames, mask_logits, latents, seconds, net.evaluations)
+        decoded = stages.decode(done.latents)
+    frames = torch.cat([edited[:, None].to(stages.device), decoded[:, 1:].float()], dim=1)
+    seconds = {**done.seconds, **clock.seconds}
+    seconds["total"] = sum(seconds.values())
+    return WindowResult(frames, done.mask_logits, done.latents, seconds, done.evaluations)
 
 
 @dataclass
@@ -169,8 +213,8 @@ class _Counted:
 
 
 @dataclass
-class _Clock:
-    """Wall time by stage. A GPU runs behind the program and is waited for at both ends."""
+class Clock:
+    """Wall time by stage. A GPU runs behind the program, and the stream in use is waited for at both ends."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -179,11 +223,11 @@ class _Clock:
     def stage(self, name: str) -> Iterator[None]:
         began = self._now()
         yield
-        self.seconds[name] = self._now() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()
 
 

@@ -92,6 +92,7 @@ def run_video(
         "width": width,
         "fps": float(clip.fps),
         "backend": model.stages.backend,
+        "why": model.stages.why,
         "evaluations": result.evaluations,
         "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         "edited_share": float((result.mask > 0.5).mean()),
