@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genprop.bundle import Bundle, read_bundle, write_bundle
+from genprop.bundle import write_bundle
 from genprop.config import Config
 from genprop.data.procedural import ProceduralClips
 from genprop.edm import precondition
@@ -22,8 +22,6 @@ from genprop.evaluate import protocol
 from genprop.evaluate.baselines import identity
 from genprop.evaluate.measure import measure, measure_ceiling, measure_frames, median_seconds, noise_seed
 from genprop.evaluate.report import Report
-from genprop.export.manifest import versions, weight_hashes
-from genprop.manifest import FILE, Manifest
 from genprop.runtime.backends import Stages
 from genprop.settings import ClipConfig
 from genprop.types import EditSample, NetOut
@@ -62,7 +60,8 @@ def fake_stages(
         scaling_factor=2.0,
         net=net,
         encode=lambda frames: frames,
-        decode=lambda latents: latents / 2.0,
+        decode_window=lambda latents: latents / 2.0,
+        chunk=3,
         embed=lambda frame: torch.zeros(1, 1, 4),
         device=torch.device("cpu"),
     )
@@ -98,7 +97,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return fake_stages(kind, backend=backend, shift=SHIFT if student else 0.0)
 
     monkeypatch.setattr(protocol, "open_stages", open_fake)
-    monkeypatch.setattr(protocol, "exported", lambda model, folder: folder)
+    monkeypatch.setattr(protocol, "export_bundle", lambda model, folder: None)
     return seen
 
 
@@ -180,7 +179,7 @@ def test_a_student_is_compared_by_its_deterministic_sample(samples: list[EditSam
 
 
 def test_the_ceiling_is_the_truth_through_the_autoencoder(samples: list[EditSample]) -> None:
-    lossy = replace(fake_stages("teacher"), decode=lambda latents: latents / 2.0 + 2 * 10 / 255)
+    lossy = replace(fake_stages("teacher"), decode_window=lambda latents: latents / 2.0 + 2 * 10 / 255)
     ceiling = measure_ceiling(lossy, samples)
 
     def brighter(sample: EditSample) -> np.ndarray:
@@ -235,52 +234,3 @@ def test_an_output_that_cannot_be_written_is_refused_first(
     with pytest.raises(GenPropError, match="cannot be written"):
         protocol.run_demo(out=tmp_path / "file", **pair)
     assert not opened
-
-
-def test_an_export_is_made_once_and_again_when_it_is_of_another_model(
-    tmp_path: Path, pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-
-    def export(model: Path, folder: Path) -> None:
-        bundle = read_bundle(model)
-        made.append(model.name)
-        folder.mkdir(exist_ok=True)
-        (folder / FILE).write_text(manifest_of(bundle).model_dump_json())
-
-    monkeypatch.setattr(protocol, "export_onnx", export)
-    out = tmp_path / "onnx"
-    for _ in range(2):
-        assert protocol.exported(pair["student"], out) == out
-    assert made == ["student"]
-    write_bundle(
-        pair["student"],
-        kind="student",
-        config=CONFIG,
-        base="tiny-base",
-        tensors={"sce.weight": torch.ones(1)},  # trained on
-        sigmas=SCHEDULES,
-    )
-    protocol.exported(pair["student"], out)
-    assert made == ["student"] * 2
-    (out / FILE).write_text("{}")
-    protocol.exported(pair["student"], out)
-    assert made == ["student"] * 3
-    protocol.exported(pair["teacher"], out)
-    assert made == ["student"] * 3 + ["teacher"]
-
-
-def manifest_of(bundle: Bundle) -> Manifest:
-    return Manifest(
-        kind=bundle.card.kind,
-        config=bundle.card.config,
-        sigmas=bundle.card.sigmas,
-        scaling_factor=1.0,
-        latent_channels=4,
-        chunk=1,
-        opset=20,
-        graphs={},
-        files={},
-        weights=weight_hashes(bundle),
-        versions=versions(),
-    )

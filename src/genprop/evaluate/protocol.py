@@ -16,10 +16,9 @@ from genprop.evaluate.baselines import BASELINES
 from genprop.evaluate.measure import Result, measure, measure_ceiling, measure_frames, noise_seed, run_clip
 from genprop.evaluate.pictures import write_pictures
 from genprop.evaluate.report import Baselines, Hardware, Regions, Report, write_json
-from genprop.export.manifest import versions, weight_hashes
-from genprop.export.onnx import export_onnx
+from genprop.export.bundle import export_bundle
+from genprop.export.folder import versions
 from genprop.hardware import describe_hardware
-from genprop.manifest import is_export, read_manifest
 from genprop.runtime.backends import open_stages
 from genprop.settings import ClipConfig
 from genprop.video import check_output
@@ -91,7 +90,8 @@ def run_demo(
         ):
             advance(f"{role}, {backend}")
             if backend == "onnxruntime":
-                model = exported(model, out / f"onnx-{role}")
+                export_bundle(model, out / f"onnx-{role}")  # kept, where it is of this bundle
+                model = out / f"onnx-{role}"
             stages = open_stages(model, backend=backend)
             ceiling = ceiling or measure_ceiling(stages, samples)
             run_clip(stages, samples[0], steps=1, seed=noise_seed(seed, 0))  # warm-up, not timed
@@ -149,21 +149,3 @@ def check_pair(teacher: str | Path, student: str | Path) -> ClipConfig:
             "give a student that `genprop distill` made",
         )
     return ours
-
-
-def exported(model: str | Path, folder: Path) -> Path:
-    """The ONNX export of a bundle in `folder`; the one that is there is kept if it is of this bundle."""
-    bundle = read_bundle(model)
-    if is_export(folder):
-        try:
-            found = read_manifest(folder)
-        except GenPropError:  # damaged: replaced
-            pass
-        else:
-            card = bundle.card
-            ours = (card.kind, card.config, card.sigmas, card.eta, weight_hashes(bundle), versions())
-            theirs = (found.kind, found.config, found.sigmas, found.eta, found.weights, found.versions)
-            if ours == theirs:
-                return folder
-    export_onnx(model, folder)
-    return folder
