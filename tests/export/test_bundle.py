@@ -20,6 +20,7 @@ from genprop.distill_settings import AdapterConfig
 from genprop.edm import NetDenoiser
 from genprop.errors import GenPropError
 from genprop.export.bundle import export_bundle
+from genprop.export.options import ExportOptions
 from genprop.export.verify import ERROR, PSNR, run_gates
 from genprop.hub import sha256
 from genprop.manifest import CONDITIONER, DENOISER, ENCODER, Manifest, read_manifest
@@ -195,7 +196,8 @@ def halved(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> tu
     config = guided_config(small_config.model_copy(update={"net": net, "sce": sce}))
     folder = tmp_path_factory.mktemp("halved")
     bundle = new_bundle(folder, config)
-    return bundle, (folder / "export", export_bundle(bundle, folder / "export", precision="fp16", opset=23))
+    options = ExportOptions(to="onnx", precision="fp16", opset=23)
+    return bundle, (folder / "export", export_bundle(bundle, folder / "export", options))
 
 
 def test_what_a_clip_needs_once_is_a_graph_of_its_own_in_float16(halved: tuple[Path, Exported]) -> None:

@@ -82,7 +82,7 @@ class Folded(nn.Module):
         assert temporal.conv_shortcut is None
         share = mixer.get_alpha(torch.zeros(1, 1), 5).detach().float().flatten()[0]  # of the spatial half
         share = share if mixer.switch_spatial_to_temporal_mix else 1 - share
-        self.spatial, self.act, self.time_emb_proj = (
+        self.spatial_res_block, self.act, self.time_emb_proj = (
             block.spatial_res_block,
             temporal.nonlinearity,
             temporal.time_emb_proj,
@@ -96,7 +96,7 @@ class Folded(nn.Module):
         self, hidden_states: Tensor, temb: Tensor | None = None, image_only_indicator: Any = None
     ) -> Tensor:
         told_1d = None if temb is None else temb[:1]
-        x_tchw = self.spatial(hidden_states, told_1d)
+        x_tchw = self.spatial_res_block(hidden_states, told_1d)
         y_bcthw = x_tchw[None].transpose(1, 2)
         y_bcthw = self.conv1(self.act(self.norm1(y_bcthw)))
         if self.time_emb_proj is not None:
