@@ -31,7 +31,7 @@ def vae(request: pytest.FixtureRequest) -> Vae:
         if request.param == "temporal":
             made: Vae = AutoencoderKLTemporalDecoder(**options)
         else:
-            made = AutoencoderKL(**options, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8)
+            made = AutoencoderKL(**options, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8)  # type: ignore[arg-type]
         with torch.no_grad():
             for parameter in made.parameters():
                 if parameter.ndim == 1:
