@@ -111,7 +111,8 @@ def write_graphs(bundle: str | Path, folder: Path, options: ExportOptions, say: 
     modules = stage_modules(net, base, specs, light=light)
     for name, spec in specs.items():
         say(f"{name}: exporting in {spec.precision}")
-        if options.to == "onnx" and options.quantise is None:  # which finds layers where the model has them
+        # Quantising finds layers where the model has them; what is rewritten is made for one size.
+        if options.to == "onnx" and options.quantise is None and sizes is None:
             optimise(modules[name])
         export_graph(
             modules.pop(name), spec, folder / spec.file, opset=options.graph_opset, sizes=sizes, example=size

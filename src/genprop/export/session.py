@@ -45,7 +45,7 @@ class OpenedGraph:
         self._outputs = [*(tensor.name for tensor in spec.outputs), *also]
         try:
             if spec.precision != "bf16" and not also:
-                self._session = _open(file, as_written=spec.quantized is not None)
+                self._session = open_session(file, as_written=spec.quantized is not None)
                 return
             self._session = _open_copy(file, also=also, widened=spec.precision == "bf16")
         except GenPropError:
@@ -60,7 +60,7 @@ class OpenedGraph:
         return tuple(torch.from_numpy(x).float() for x in self._session.run(self._outputs, feed))
 
 
-def _open(file: Path, *, as_written: bool = False) -> InferenceSession:
+def open_session(file: Path, *, as_written: bool = False) -> InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -92,7 +92,7 @@ def _open_copy(file: Path, *, also: Sequence[str], widened: bool) -> InferenceSe
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / file.name
         onnx_ir.save(model, copy, external_data=f"{file.name}.data")
-        return _open(copy)
+        return open_session(copy)
 
 
 def widen(model: onnx_ir.Model) -> None:
