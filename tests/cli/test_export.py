@@ -80,3 +80,22 @@ def test_an_export_without_checks_is_run_only_when_told_to(
     repository = tmp_path / "models"
     genprop("export", students["everywhere"], "--out", export, "--triton", repository)
     assert (repository / "genprop" / "1" / "export" / FILE).is_file()
+
+
+def test_a_repository_of_what_is_not_verified_is_refused_early(refused: Refused, tmp_path: Path) -> None:
+    given = ("export", "tiny", "--out", tmp_path / "out", "--triton", tmp_path / "models", "--no-verify")
+    refused(*given, naming=["--triton serves what was verified", "--no-verify"])
+
+
+def test_a_light_decoder_is_trained_for_the_student_that_was_named(
+    genprop: Genprop, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(student: str, config: Any, *, data: list[str], out: Path, resume: bool) -> dict[str, Any]:
+        return {"student": f"{out}/student", "steps": config.decoder.steps, "of": student, "data": data}
+
+    monkeypatch.setattr("genprop.distill.decoder.distill_decoder", train)
+    run = ("distill", "--stage", "decoder", "--student", "mine", "--out", tmp_path / "run")
+    document = genprop(*run, "--set", "decoder.steps=7", "--json").document
+    assert document["out"] == f"{tmp_path}/run/student" and document["of"] == "mine"
+    assert (document["steps"], document["data"]) == (7, ["procedural"])
+    refused(*run, "--dry-run", naming=["--dry-run", "--stage decoder"])

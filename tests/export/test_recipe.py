@@ -149,3 +149,22 @@ def test_bfloat16_has_an_opset_that_knows_it() -> None:
     assert ExportOptions(to="tensorrt-rtx", precision="bf16").graph_opset == 23
     with pytest.raises(GenPropError, match="opset is 20, expected at least 22"):
         _ = ExportOptions(precision="bf16", opset=20).graph_opset
+
+
+def test_engines_are_built_over_graphs_that_are_kept(
+    tmp_path: Path, student: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(folder: Path, manifest: Manifest, **options: Any) -> dict[str, Any]:
+        made.append(options["backend"])
+        (folder / "denoiser.tensorrt-rtx.engine").write_text("engine")
+        return {}
+
+    monkeypatch.setattr("genprop.export.engines.build_engines", build)
+    monkeypatch.setattr("genprop.export.engines.explain_engines", lambda *_, **__: ["denoiser: cached"])
+    out, options = tmp_path / "out", ExportOptions(to="tensorrt-rtx", verify=False)
+    for _ in range(2):
+        manifest = export.export_bundle(student, out, options)
+        assert "denoiser.tensorrt-rtx.engine" in manifest.files
+    assert made == ["student", "tensorrt-rtx", "tensorrt-rtx"]  # captured once; the cache is build's business
+    kept, engines = export.explain_export(student, out, options)
+    assert "kept" in kept and engines == "denoiser: cached"
