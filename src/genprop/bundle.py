@@ -15,9 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from genprop.config import Config
 from genprop.errors import GenPropError
+from genprop.folders import whole_folder
 from genprop.hub import EMBEDDED, base_sha256, locate, locate_base, sha256
 from genprop.settings import Model
 
@@ -137,7 +136,8 @@ def write_bundle(
     Raises:
         GenPropError: `folder` holds something that is not a bundle.
     """
-    with _whole(folder) as staging:
+    _check_replaceable(folder)
+    with whole_folder(folder) as staging:
         save_file(
             {k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}, staging / "net.safetensors"
         )
@@ -221,7 +221,8 @@ def _copy(
     bundle: Bundle, out: Path, card: Card, *, add: Callable[[Path], object] = lambda staging: None
 ) -> Bundle:
     """The files that `card` lists, and what `add` puts beside them, as a bundle in `out`."""
-    with _whole(out) as staging:
+    _check_replaceable(out)
+    with whole_folder(out) as staging:
         for name in card.files:
             (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(bundle.folder / name, staging / name)
@@ -244,35 +245,6 @@ def _write_card(card: Card, file: Path) -> None:
 def _check_replaceable(folder: Path) -> None:
     if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
         raise GenPropError(f"{folder} holds something that is not a bundle", "give a new or an empty folder")
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place when the block ends well, and vanishes if not."""
-    _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        _put_in_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put_in_place(staging: Path, folder: Path) -> None:
-    """Rename `staging` to `folder`; what was there goes only when the new one stands."""
-    if not folder.exists():
-        os.replace(staging, folder)
-        return
-    aside = staging.with_name(f"{staging.name}-old")
-    os.replace(folder, aside)
-    try:
-        os.replace(staging, folder)
-    except OSError:
-        os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside)
 
 
 def _is_empty(folder: Path) -> bool:

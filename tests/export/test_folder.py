@@ -8,7 +8,8 @@ import pytest
 
 from genprop.errors import GenPropError
 from genprop.export.bundle import export_bundle
-from genprop.export.folder import check_output, file_hashes, versions, whole_folder
+from genprop.export.folder import check_output, file_hashes, versions
+from genprop.folders import whole_folder
 from genprop.manifest import read_manifest
 
 

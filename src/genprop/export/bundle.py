@@ -17,13 +17,14 @@ from typing import Literal
 
 from genprop.bundle import Bundle, read_bundle
 from genprop.errors import GenPropError
-from genprop.export.folder import check_output, file_hashes, link, versions, weight_hashes, whole_folder
+from genprop.export.folder import check_output, file_hashes, link, versions, weight_hashes
 from genprop.export.modules import stage_modules
 from genprop.export.onnx import export_graph
 from genprop.export.optimise import optimise
 from genprop.export.options import ExportOptions
 from genprop.export.spec import graph_specs
 from genprop.export.verify import run_gates
+from genprop.folders import whole_folder
 from genprop.manifest import DECODER, DENOISER, DTYPES, ENCODER, FILE, Manifest, is_export, read_manifest
 from genprop.student.clone import load_model
 from genprop.student.light_decoder import load_light_decoder

@@ -1,12 +1,9 @@
-"""Around the graphs: what a manifest records of where they came from, and the folder that appears whole."""
+"""Around the graphs: what a manifest records of where they came from, and where an export may go."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,25 +51,3 @@ def check_output(out: Path) -> None:
         raise GenPropError(
             f"{out} holds other things than an export, expected an empty folder or none", "give another --out"
         )
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
-
-    Raises:
-        GenPropError: `out` cannot be written.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise GenPropError(f"{out} cannot be written: {error.strerror}", "give another --out") from error
-    try:
-        yield staging
-        staging.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

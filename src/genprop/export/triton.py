@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from genprop.errors import GenPropError
-from genprop.export.folder import whole_folder
+from genprop.folders import whole_folder
 from genprop.manifest import FILE, GraphSpec, Manifest, TensorSpec, read_manifest
 
 MODEL = "genprop"
