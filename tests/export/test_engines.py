@@ -246,7 +246,7 @@ def test_an_engine_is_copied_where_it_cannot_be_linked(
         raise OSError(18, "Invalid cross-device link")
 
     manifest = make_export(tmp_path / "a", small_config)
-    monkeypatch.setattr("genprop.export.engine_cache.os.link", refuse)
+    monkeypatch.setattr("genprop.export.folder.os.link", refuse)
     built, _ = run(tmp_path / "a", manifest, tmp_path / "cache")
     engine = tmp_path / "a" / built["denoiser"].file
     assert engine.read_bytes() == b"engine of denoiser.onnx" and engine.stat().st_nlink == 1

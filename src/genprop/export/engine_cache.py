@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from genprop.errors import GenPropError
+from genprop.export.folder import link
 from genprop.hub import sha256
 from genprop.manifest import EngineSpec
 from genprop.settings import Model
@@ -114,10 +115,7 @@ class EngineCache:
 
     def place(self, key: str, file: Path) -> None:
         """Put an entry's engine at `file`: the very same file where the disk allows it, else a copy."""
-        try:
-            os.link(self.folder / key / ENGINE, file)
-        except OSError:
-            shutil.copyfile(self.folder / key / ENGINE, file)
+        link(self.folder / key / ENGINE, file)
 
 
 def _read(entry: Path) -> Record | None:

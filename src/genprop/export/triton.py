@@ -16,13 +16,13 @@ Source: the docs of Triton, "Model Repository" and "Model Configuration".
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from genprop.errors import GenPropError
+from genprop.export.folder import link
 from genprop.folders import whole_folder
 from genprop.manifest import FILE, GraphSpec, Manifest, TensorSpec, read_manifest
 
@@ -87,13 +87,13 @@ def write_repository(
         )
         shutil.copyfile(Path(__file__).with_name("triton_model.py"), model / "1" / "model.py")
         for name in (FILE, *manifest.files):
-            place(export / name, model / "1" / "export")
+            link(export / name, model / "1" / "export" / name)
         if not python_models_only:
             for name, (text, files) in part_models(manifest).items():
                 (folder / name / "1").mkdir(parents=True)
                 (folder / name / CONFIG).write_text(text, encoding="utf-8")
                 for file in files:
-                    place(export / file, folder / name / "1")
+                    link(export / file, folder / name / "1" / file)
     return out
 
 
@@ -114,14 +114,6 @@ def check_repository(out: Path) -> None:
                 f"{out} holds {entry.name}, which genprop has not written: expected an empty folder or none",
                 "give another --triton; a server takes several --model-repository",
             )
-
-
-def place(file: Path, folder: Path) -> None:
-    """Put a file into a folder, as a hard link where the file system has them."""
-    try:
-        os.link(file, folder / file.name)
-    except OSError:
-        shutil.copyfile(file, folder / file.name)
 
 
 def part_models(manifest: Manifest) -> dict[str, tuple[str, list[str]]]:
