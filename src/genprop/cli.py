@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from genprop.cli_distill import distill_app
+from genprop.cli_eval import evaluate
 from genprop.cli_export import Inside, export, size_of
 from genprop.cli_train import data_app, train
 from genprop.console import AsJson, Seed, print_json, refuse, say, stderr
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(export)
+app.command("eval")(evaluate)
 app.add_typer(distill_app, name="distill")
 app.add_typer(data_app, name="data")
 

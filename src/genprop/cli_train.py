@@ -34,6 +34,17 @@ class Stage(StrEnum):
     backbone = "backbone"
     carry = "carry"
     teacher = "teacher"
+    tracker = "tracker"
+
+
+MADE = {
+    Stage.autoencoder: "base",
+    Stage.backbone: "base",
+    Stage.carry: "teacher",
+    Stage.teacher: "teacher",
+    Stage.tracker: "tracker.safetensors",
+}
+"""What each stage writes into its folder."""
 
 
 def train(
@@ -64,7 +75,7 @@ def train(
         return show(plan(settings, stage=stage.value, base=name, how=here()), as_json=as_json)
     check_folder(out)
     log_to_stderr()
-    if name is None and stage is not Stage.autoencoder:
+    if name is None and stage not in (Stage.autoencoder, Stage.tracker):
         raise GenPropError(
             f"--stage {stage.value} needs a base, got none",
             "give --base DIR, for example runs/autoencoder/base",
@@ -74,7 +85,7 @@ def train(
     )
     if not is_main_process():
         return
-    made = str(out / ("teacher" if stage in (Stage.carry, Stage.teacher) else "base"))
+    made = str(out / MADE[stage])
     say(f"{made}: the {stage.value}, after {summary['steps']} steps")
     if as_json:
         print_json({"out": made, **summary})

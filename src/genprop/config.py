@@ -25,6 +25,7 @@ from genprop.settings import (
     Model,
     NetConfig,
     NoiseConfig,
+    RolloutConfig,
     SamplingConfig,
     SceConfig,
     SynthesisConfig,
@@ -51,6 +52,8 @@ class Config(Model):
     carry: TrainConfig = TrainConfig(steps=1000)
     teacher: TrainConfig = TrainConfig(steps=1000)
     student: TrainConfig = TrainConfig(steps=1000)
+    rollout: RolloutConfig = RolloutConfig()
+    tracker: TrainConfig = TrainConfig(steps=1000)
     light: LightDecoderConfig = LightDecoderConfig()
     decoder: TrainConfig = TrainConfig(steps=1000)
 

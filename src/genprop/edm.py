@@ -113,3 +113,24 @@ class Guided:
         else:
             scale = torch.linspace(self.minimum, self.maximum, frames, device=device)[None]
         return scale[..., None, None, None]
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """A denoiser that is told what is known: after each evaluation x0 is moved there, as far as it is trusted.
+
+    So what a guide knows enters any network, exported ones too, without a change to it; what is not known is
+    made to fit, since the network sees the known at every following step.
+
+    Attributes:
+        known: scaled latents, `[B, T, C, h, w]`.
+        trust: in [0, 1], `[B, T, 1, h, w]`.
+    """
+
+    denoiser: Denoiser
+    known: Tensor
+    trust: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        x0, mask_logits = self.denoiser(x, sigma, cond)
+        return x0 + self.trust * (self.known - x0), mask_logits

@@ -225,6 +225,22 @@ class DataConfig(Model):
     crop: Literal["random", "centre"] = "centre"
 
 
+class RolloutConfig(Model):
+    """Which sequences the tracker is trained on, and how long it goes on from its own masks in them.
+
+    Attributes:
+        length: frames of a sequence.
+        count: sequences in all.
+        natural: share of those of clips with their own object, which have no clean truth.
+        leave_out: patterns of clips that are kept for evaluation.
+    """
+
+    length: int = Field(default=7, ge=2)
+    count: int = Field(default=100_000, gt=0)
+    natural: float = Field(default=0.3, ge=0, le=1)
+    leave_out: tuple[str, ...] = ()
+
+
 class SynthesisConfig(Model):
     """How an edit is made of a clip with masks (GenProp, supplementary S1).
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from genprop.edm import Guided, NetDenoiser, karras_sigmas
+from genprop.edm import Anchored, Denoiser, Guided, NetDenoiser, karras_sigmas
 from genprop.errors import GenPropError
 from genprop.runtime.backends import Stages
 from genprop.sampling import consistency, euler
@@ -99,6 +100,7 @@ def denoise_window(
     task: str = TASKS[0],
     guidance: float | None = None,
     deterministic: bool = False,
+    known: tuple[Tensor, Tensor] | None = None,
     evaluated: Callable[[], None] | None = None,
 ) -> Denoised:
     """Sample one window at the model's size, up to its latents.
@@ -116,6 +118,8 @@ def denoise_window(
         guidance: the scale of the last frame, for a teacher or a network that is told of it; None is the
             configuration's (`Config.guidance`).
         deterministic: a student follows the ODE instead of drawing fresh noise, as a teacher does anyway.
+        known: what a guide knows of the frames, `[1, T, 3, H, W]` in [-1, 1], and how far each of its pixels
+            is to be trusted, `[1, T, H', W']` of any size; see `edm.Anchored`.
         evaluated: called after each evaluation of the network.
     """
     clip = stages.config.clip
@@ -131,6 +135,13 @@ def denoise_window(
         augmented = edited + clip.noise_aug * _randn(edited.shape, generator, device)
         # All at once: an engine's window has as many frames whether they are needed or not.
         encoded = stages.encode(torch.cat([augmented[:, None], source], dim=1))
+        anchor = None
+        if known is not None:
+            guess = torch.cat([known[0][:, :1], known[0]], dim=1)  # as many frames as an engine's window
+            latents = stages.encode(guess.to(device))[:, 1:] * stages.scaling_factor
+            # A cell is known as a whole or hardly at all: a half of one says little of the other.
+            share = F.interpolate(known[1], size=latents.shape[-2:], mode="area") ** 4
+            anchor = latents, share.unsqueeze(2).to(device)
         cond = Cond(
             first=encoded[:, :1].expand(-1, clip.frames, -1, -1, -1).contiguous(),
             source=encoded[:, 1:] * stages.scaling_factor,
@@ -141,10 +152,13 @@ def denoise_window(
         )
     noise = _randn(cond.source.shape, generator, device) if noise is None else noise.to(device)
     with clock.stage("denoise"):
-        denoiser = NetDenoiser(net)
+        denoiser: Denoiser = NetDenoiser(net)
         if stages.kind == "teacher":
-            guided = Guided(denoiser, stages.config.sampling.guidance_min, scale)
-            latents, mask_logits = euler(guided, noise, sigmas, cond)
+            denoiser = Guided(denoiser, stages.config.sampling.guidance_min, scale)
+        if anchor is not None:
+            denoiser = Anchored(denoiser, *anchor)
+        if stages.kind == "teacher":
+            latents, mask_logits = euler(denoiser, noise, sigmas, cond)
         else:
             fresh = None if deterministic else generator
             eta = stages.eta.get(len(sigmas) - 1, 1.0)

@@ -26,11 +26,12 @@ from genprop.teacher.objective import CarryObjective, TeacherObjective
 from genprop.teacher.plan import here, plan
 from genprop.teacher.samples import Samples, training_samples
 from genprop.teacher.train_base import train_autoencoder, train_backbone
+from genprop.teacher.train_tracker import train_tracker
 from genprop.teacher.unet import checkpoint_blocks
 from genprop.teacher.validate import VALIDATION_STEPS, sampled_validation, term_validation
 from genprop.types import Cond
 
-Stage = Literal["autoencoder", "backbone", "carry", "teacher"]
+Stage = Literal["autoencoder", "backbone", "carry", "teacher", "tracker"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def train(
         )
     settings = getattr(config, stage)
     check_run(settings, out, resume=resume)
+    if stage == "tracker":
+        return train_tracker(config, data=data, out=out, start=start, resume=resume)
     check_fits(plan(config, stage=stage, base=base, how=here()), available_memory())
     if stage == "autoencoder":
         return train_autoencoder(config, base=base, out=out, resume=resume)

@@ -1,0 +1,241 @@
+"""Bringing pixels into a hole from the frames that show them.
+
+For each pixel of a hole, forwards and backwards in time, the nearest frame that shows it: coordinates are
+chained from frame to frame by the ground's flow, and pixels are sampled once, from the frame itself, so that
+detail does not fade as it does where pictures are warped frame by frame. What both directions bring is
+weighed by how many frames away it was seen. What none within reach shows stays unseen: trust 0.
+
+The video is worked off in blocks. Backwards a block sees `LOOK_AHEAD` frames beyond its end; forwards, what was
+seen longer ago than `REACH` frames is taken from the last finished frame instead, so that memory is bounded.
+
+Shapes: H W pixels of the video, h w of its motion (`motion.SIDE`), N pixels of a hole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from genprop.guide.geometry import sample
+from genprop.guide.motion import ground_flow
+
+BLOCK = 16
+LOOK_AHEAD = 20
+REACH = 24
+
+AGREE = 24.0
+"""Where the two directions differ by this much, in grey levels, they are trusted half as much."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A frame whose edit is known.
+
+    Attributes:
+        index: counted from the first frame.
+        frame: uint8 `[H, W, 3]`; of the first, the edited one.
+        original: the video's own, uint8 `[H, W, 3]`.
+        mask: the object, bool `[H, W]`.
+        hole: the mask, grown: what is replaced; empty in the first frame where that was edited.
+        small_hole: the hole, bool `[h, w]`.
+        confidence: in the mask, 0 to 1.
+        back: flow to the frame before, float32 `[h, w, 2]`; None in the first.
+        forth: from the frame before to this one; None in the first.
+    """
+
+    index: int
+    frame: np.ndarray
+    original: np.ndarray
+    mask: np.ndarray
+    hole: np.ndarray
+    small_hole: np.ndarray
+    confidence: float
+    back: np.ndarray | None
+    forth: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A frame with what the guide knows of it.
+
+    Attributes:
+        tracked: the frame and its hole.
+        known: the frame, its hole filled as far as anything is known, uint8 `[H, W, 3]`.
+        trust: how far each pixel is known, float32 `[H, W]`: 1 outside the hole, 0 where it is unseen.
+    """
+
+    tracked: Tracked
+    known: np.ndarray
+    trust: np.ndarray
+
+    @property
+    def unseen(self) -> np.ndarray:
+        """The pixels of the hole that nothing shows, bool `[H, W]`."""
+        return self.tracked.hole & (self.trust == 0)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """For the pixels of one frame's hole, in the order of `np.nonzero`: where each is seen.
+
+    `source` is a frame's index, int32 `[N]`, or -1; `where` its coordinates there, float32 `[N, 2]`; `steps`
+    how many frames away, float32 `[N]`.
+    """
+
+    hole: np.ndarray
+    source: np.ndarray
+    where: np.ndarray
+    steps: np.ndarray
+
+
+def propagate(
+    frames: Iterable[Tracked], *, clock: Callable[[str, float], None] = lambda stage, began: None
+) -> Iterator[Guided]:
+    """Fill the holes of a video, frame by frame in order, in bounded memory."""
+    ahead: list[Tracked] = []
+    past: dict[int, np.ndarray] = {}
+    last: tuple[Tracked, _Chain] | None = None
+    stream = iter(frames)
+    done = False
+    while True:
+        while not done and len(ahead) < BLOCK + LOOK_AHEAD:
+            following = next(stream, None)
+            if following is None:
+                done = True
+            else:
+                ahead.append(following)
+        if not ahead:
+            return
+        block = ahead[:BLOCK]
+        began = time.perf_counter()
+        later = _backwards(ahead)
+        clock("propagation", began)
+        for now, behind in zip(block, later, strict=False):
+            began = time.perf_counter()
+            chain = _start(now.hole)
+            if last is not None and now.back is not None:
+                holes = now.small_hole | last[0].small_hole
+                chain = _follow(now.hole, last[1], ground_flow(now.back, holes), last[0].index)
+            past[now.index] = now.frame
+            pictures = past | {item.index: item.frame for item in ahead}
+            known, trust = _gather(now.frame, (chain, behind), pictures)
+            last = now, chain
+            clock("propagation", began)
+            yield Guided(now, known, trust)
+        assert last is not None
+        last = _rebase(last, known, trust, past, before=last[0].index - REACH)
+        ahead = ahead[BLOCK:]
+
+
+def _start(hole: np.ndarray) -> _Chain:
+    """A chain in which nothing is seen."""
+    count = int(np.count_nonzero(hole))
+    return _Chain(
+        hole, np.full(count, -1, np.int32), np.zeros((count, 2), np.float32), np.zeros(count, np.float32)
+    )
+
+
+def _backwards(frames: list[Tracked]) -> list[_Chain]:
+    """The chain of each frame to those after it."""
+    chains = [_start(frames[-1].hole)]
+    for now, after in zip(reversed(frames[:-1]), reversed(frames[1:]), strict=True):
+        assert after.forth is not None
+        flow = ground_flow(after.forth, now.small_hole | after.small_hole)
+        chains.append(_follow(now.hole, chains[-1], flow, after.index))
+    return chains[::-1]
+
+
+def _follow(hole: np.ndarray, there: _Chain, flow: np.ndarray, index: int) -> _Chain:
+    """The chain of a frame from that of its neighbour `index` and the flow to it."""
+    height, width = hole.shape
+    y, x = np.nonzero(hole)
+    if not len(y):
+        return _start(hole)
+    scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
+    at = np.stack([x, y], axis=-1).astype(np.float32)
+    moved = at + _at_points(flow, (at + 0.5) / scale - 0.5) * scale
+    nearest = np.round(moved).astype(np.int64)
+    inside = (moved >= 0).all(-1) & (moved[:, 0] <= width - 1) & (moved[:, 1] <= height - 1)
+    column, row = np.clip(nearest[:, 0], 0, width - 1), np.clip(nearest[:, 1], 0, height - 1)
+    hidden = there.hole[row, column]
+    chain = _start(hole)
+    shown = inside & ~hidden
+    chain.source[shown], chain.where[shown], chain.steps[shown] = index, moved[shown], 1
+    if len(there.source):
+        order = np.full(hole.shape, -1, np.int32)
+        order[there.hole] = np.arange(len(there.source), dtype=np.int32)
+        k = np.flatnonzero(inside & hidden)
+        link = order[row[k], column[k]]
+        known = there.source[link] >= 0
+        k, link = k[known], link[known]
+        chain.source[k] = there.source[link]
+        chain.where[k] = there.where[link] + moved[k] - nearest[k]
+        chain.steps[k] = there.steps[link] + 1
+    return chain
+
+
+def _gather(
+    frame: np.ndarray, chains: tuple[_Chain, _Chain], pictures: dict[int, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The hole's pixels from where both directions see them; see `Guided`."""
+    hole = chains[0].hole
+    known, trust = frame.copy(), np.ones(hole.shape, np.float32)
+    count = len(chains[0].source)
+    if not count:
+        return known, trust
+    colours = np.zeros((2, count, 3), np.float32)
+    weights = np.zeros((2, count), np.float32)
+    for side, chain in enumerate(chains):
+        for source in np.unique(chain.source[chain.source >= 0]):
+            k = np.flatnonzero(chain.source == source)
+            colours[side, k] = _at_points(pictures[int(source)], chain.where[k], how=cv2.INTER_CUBIC)
+            weights[side, k] = chain.steps[k] ** -1.5
+    total = weights.sum(axis=0)
+    seen = total > 0
+    mean = (colours * weights[..., None]).sum(axis=0) / np.maximum(total, 1e-9)[:, None]
+    apart = np.abs(colours[0] - colours[1]).mean(-1) * (weights > 0).all(axis=0)
+    inside = frame[hole]
+    inside[seen] = mean[seen].round().clip(0, 255).astype(np.uint8)
+    known[hole] = inside
+    trust[hole] = np.where(seen, 1 / (1 + (apart / AGREE) ** 2), 0)
+    return known, trust
+
+
+def _rebase(
+    last: tuple[Tracked, _Chain],
+    known: np.ndarray,
+    trust: np.ndarray,
+    past: dict[int, np.ndarray],
+    *,
+    before: int,
+) -> tuple[Tracked, _Chain]:
+    """Forget frames before an index: what was seen there is taken from the last finished frame from now on.
+
+    That frame then stands in `past` with its hole filled; what it shows outside of the hole is the same.
+    """
+    now, chain = last
+    old = (chain.source >= 0) & (chain.source < before)
+    if old.any():
+        y, x = np.nonzero(chain.hole)
+        at = np.stack([x, y], axis=-1).astype(np.float32)
+        chain.source[old], chain.where[old] = now.index, at[old]
+        past[now.index] = known
+    for index in [index for index in past if index < before]:
+        del past[index]
+    return now, chain
+
+
+def _at_points(image: np.ndarray, at: np.ndarray, *, how: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """An image at the points `[N, 2]`, `[N, C]` float32; OpenCV's maps have at most 32767 rows."""
+    rows = -(-len(at) // 512)
+    padded = np.zeros((rows * 512, 2), np.float32)
+    padded[: len(at)] = at
+    return (
+        sample(image, padded.reshape(rows, 512, 2), how=how)
+        .reshape(rows * 512, -1)[: len(at)]
+        .astype(np.float32)
+    )
