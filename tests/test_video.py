@@ -16,6 +16,7 @@ from genprop.errors import GenPropError
 from genprop.types import Clip
 from genprop.video import (
     check_edited,
+    check_edited_size,
     check_output,
     fill_first_frame,
     read_clip,
@@ -23,6 +24,7 @@ from genprop.video import (
     read_mask,
     read_mask_clip,
     write_clip,
+    write_frames,
     write_image,
 )
 
@@ -329,6 +331,8 @@ def test_edited_frame_must_fit() -> None:
     for shape in [(64, 48, 3), (48, 60, 3)]:
         with pytest.raises(GenPropError, match="another aspect"):
             check_edited(np.zeros(shape, np.uint8), clip)
+        with pytest.raises(GenPropError, match="another aspect"):
+            check_edited_size(np.zeros(shape, np.uint8), height=48, width=64)
 
 
 def test_fill_restores_a_smooth_background_and_nothing_else() -> None:
@@ -376,6 +380,40 @@ def test_sound_starts_with_the_first_picture_and_ends_with_the_last(tmp_path: Pa
     assert 20 < len(copied) < 28  # half a second in packets of 21 ms
     assert abs(copied[5][0] - source[5][0]) < 0.03
     assert copied[-1][0] <= 0.53
+
+
+def test_sound_lies_beside_its_pictures_and_is_read_with_them(tmp_path: Path) -> None:
+    write_clip(tmp_path / "silent.mp4", smooth(16), fps=Fraction(16))
+    add_sound(tmp_path / "silent.mp4", tmp_path / "source.mp4", seconds=30)
+    clip = np.random.default_rng(0).integers(0, 255, (320, 48, 64, 3), np.uint8)
+    write_clip(tmp_path / "whole.mp4", clip, fps=Fraction(16), audio_from=tmp_path / "source.mp4")
+    with write_frames(
+        tmp_path / "a.mp4", height=48, width=64, fps=Fraction(16), audio_from=tmp_path / "source.mp4"
+    ) as writer:
+        for frame in clip:
+            writer.write(frame)
+        written = next(tmp_path.glob(".genprop-*")) / "a.mp4"
+        assert written.stat().st_size > 250 * 48 * 64  # not held back until the end
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    source, copied = sound(tmp_path / "source.mp4"), sound(tmp_path / "a.mp4")
+    assert copied == [packet for packet in source if packet[0] < 20]
+    ahead, times = Fraction(0), [Fraction(0), Fraction(0)]  # of the pictures, and of the sound
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        for packet in container.demux():
+            if packet.dts is not None:
+                times[packet.stream.type == "audio"] = packet.dts * packet.time_base
+                ahead = max(ahead, abs(times[0] - times[1]))
+    assert ahead < Fraction(1, 4)
+
+
+def test_sound_that_does_not_fit_is_refused_before_the_first_frame(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_text("no sound here")
+    writer = write_frames(
+        tmp_path / "a.mp4", height=48, width=64, fps=Fraction(16), audio_from=tmp_path / "bad.mp4"
+    )
+    with pytest.raises(GenPropError, match=r"a\.mp4 cannot be written with the sound of"), writer:
+        pytest.fail("it was opened")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.mp4"]
 
 
 def test_silent_sources(tmp_path: Path) -> None:

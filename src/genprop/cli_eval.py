@@ -41,7 +41,8 @@ def evaluate(
         Protocol.pasted
     ),
     only: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Clips by name, like 'davis-*'; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Clips by name, like 'davis-*'; may be repeated."),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Not these; may be repeated.")

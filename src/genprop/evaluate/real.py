@@ -55,7 +55,7 @@ def run_pasted(
         recipes.append({"name": removal.name, **removal.recipe, "unseen": share})
         _sheet(out / f"{index:02d}-{removal.name.replace(' ', '-')}.png", shown, removal.name)
         say(_line(index, removal, figures))
-    return {
+    document = {
         "protocol": "pasted",
         "frames": frames,
         "steps": steps,
@@ -64,6 +64,7 @@ def run_pasted(
         "clips": figures,
         **_made(seed),
     }
+    return _plain(document)
 
 
 def run_tracked(clips: Sequence[RealClip], *, most: int | None, out: Path, say: Say) -> dict[str, Any]:
@@ -89,9 +90,7 @@ def run_tracked(clips: Sequence[RealClip], *, most: int | None, out: Path, say: 
     return {"protocol": "tracked", "rows": {**found, "mean": means}, **_made(0)}
 
 
-def _summary(
-    found: list[dict[str, float]], everyone: dict[str, list[dict[str, float]]]
-) -> dict[str, Any]:
+def _summary(found: list[dict[str, float]], everyone: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Means with their intervals, and on how many pairs the hole is better than the baselines'."""
     keys = found[0].keys()
     row: dict[str, Any] = {key: interval([clip[key] for clip in found]) for key in keys}
@@ -112,6 +111,15 @@ def _line(index: int, removal: Removal, figures: dict[str, list[dict[str, float]
 def _sheet(path: Path, rows: list[tuple[str, np.ndarray]], title: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, contact_sheet(rows, title=title, height=112))
+
+
+def _plain(value: Any) -> Any:
+    """The same without nan, which JSON does not have: a figure with nothing to be measured on is null."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _made(seed: int) -> dict[str, Any]:

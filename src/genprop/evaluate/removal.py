@@ -123,9 +123,7 @@ def _paste(
     fit = min(height / mask.shape[1], width / mask.shape[2]) if draw["place"] is None else 1.0
     scale, flip = draw["scale"] * fit, -1 if draw["mirrored"] else 1
     middle = np.argwhere(mask[0]).mean(0)[::-1]
-    there = (
-        middle * fit if draw["place"] is None else np.array(draw["place"]) * (width, height)
-    )
+    there = middle * fit if draw["place"] is None else np.array(draw["place"]) * (width, height)
     path = np.array([[flip * scale, 0, 0], [0, scale, 0]])
     path[:, 2] = there - path[:, :2] @ middle
     shadow: CastShadow | None = draw["shadow"]
@@ -152,7 +150,10 @@ def unseen(removal: Removal, *, side: int = 320) -> np.ndarray:
     """
     truth = [grey(small(frame, side=side)) for frame in removal.truth]
     height, width = truth[0].shape
-    holes = [cv2.resize(h.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0 for h in removal.hole]
+    holes = [
+        cv2.resize(h.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+        for h in removal.hole
+    ]
     holes[0] = np.zeros_like(holes[0])
     forth = [flow(a, b) for a, b in zip(truth[1:], truth[:-1], strict=True)]
     back = [flow(a, b) for a, b in zip(truth[:-1], truth[1:], strict=True)]
@@ -168,7 +169,9 @@ def unseen(removal: Removal, *, side: int = 320) -> np.ndarray:
     return result
 
 
-def _seen(order: Sequence[int], holes: list[np.ndarray], flows: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+def _seen(
+    order: Sequence[int], holes: list[np.ndarray], flows: dict[int, np.ndarray]
+) -> dict[int, np.ndarray]:
     """For each frame, bool `[h, w]`: shown there, or in a frame before it in the order."""
     height, width = holes[0].shape
     points, known, last = grid(height, width), {}, None

@@ -38,10 +38,14 @@ Masks = Callable[[int], np.ndarray | None]
 
 @dataclass(frozen=True)
 class Moving:
-    """A frame, uint8 `[H, W, 3]`, the same at its motion's size, and the motion between it and the last."""
+    """A frame, uint8 `[H, W, 3]`, the same at its motion's size, and the motion between it and the last.
+
+    `given` is its mask, bool `[H, W]`, where a person gave one.
+    """
 
     frame: np.ndarray
     small: np.ndarray
+    given: np.ndarray | None
     back: np.ndarray | None
     forth: np.ndarray | None
 
@@ -50,12 +54,14 @@ Clock = Callable[[str, float], None]
 """Is told a stage's name, and when it began (`time.perf_counter`), when it is done with a frame."""
 
 
-def measure_motion(
-    frames: Iterable[np.ndarray], *, clock: Clock = lambda stage, began: None
-) -> Iterator[Moving]:
-    """The motion between each frame and the one before, both ways."""
+def untimed(stage: str, began: float) -> None:
+    """Nobody wants to know."""
+
+
+def measure_motion(frames: Iterable[np.ndarray], masks: Masks, *, clock: Clock = untimed) -> Iterator[Moving]:
+    """The motion between each frame and the one before, both ways. Masks are asked for in order, once."""
     last: np.ndarray | None = None
-    for frame in frames:
+    for index, frame in enumerate(frames):
         began = time.perf_counter()
         less = small(frame)
         now = grey(less)
@@ -64,7 +70,7 @@ def measure_motion(
             back, forth = flow(now, last), flow(last, now)
         last = now
         clock("motion", began)
-        yield Moving(frame, less, back, forth)
+        yield Moving(frame, less, masks(index), back, forth)
 
 
 def track(
@@ -72,15 +78,13 @@ def track(
     net: TrackerNet,
     *,
     edited: np.ndarray,
-    masks: Masks,
     filled: bool,
-    clock: Clock = lambda stage, began: None,
+    clock: Clock = untimed,
 ) -> Iterator[Tracked]:
-    """The edit in every frame, from its mask in the first.
+    """The edit in every frame, from its mask in the first; masks that a person gave are believed.
 
     Args:
         edited: the first frame without the object, uint8 `[H, W, 3]`.
-        masks: those that are known, the first frame's at least; they are believed.
         filled: whether `edited` is what the first frame is to be; else its hole is open like any other.
     """
     tracker: Tracker | None = None
@@ -88,7 +92,7 @@ def track(
         began = time.perf_counter()
         height, width = now.frame.shape[:2]
         scale = max(height, width) / max(now.small.shape[:2])
-        given = masks(index)
+        given = now.given
         known = None if given is None else _resize_mask(given, now.small.shape[:2])
         if tracker is None:
             assert given is not None and known is not None
@@ -113,40 +117,39 @@ def follow(
     *,
     edited: np.ndarray | None,
     masks: Masks,
-    clock: Clock = lambda stage, began: None,
+    clock: Clock = untimed,
 ) -> Iterator[Guided]:
     """A video through the guide; motion and tracking each run in a thread, a few frames ahead.
 
     Args:
         frames: uint8 `[H, W, 3]`, at least one.
         edited: the first frame without the object; None fills it (`fill_first`).
-        masks: see `track`; the first frame's is not empty.
+        masks: those that are known; the first frame's is, and is not empty.
         clock: is told the time of each stage.
     """
-    moving: Iterator[Moving] = ahead(measure_motion(frames, clock=clock))
+    moving: Iterator[Moving] = ahead(measure_motion(frames, masks, clock=clock))
     if edited is None:
         held = list(itertools.islice(moving, BLOCK + LOOK_AHEAD))
         began = time.perf_counter()
-        edited = fill_first(held, net, masks=masks)
+        edited = fill_first(held, net)
         clock("first frame", began)
         moving = itertools.chain(held, moving)
-    tracked = ahead(track(moving, net, edited=edited, masks=masks, filled=True, clock=clock))
+    tracked = ahead(track(moving, net, edited=edited, filled=True, clock=clock))
     with closing(tracked):
         yield from propagate(tracked, clock=clock)
 
 
-def fill_first(held: list[Moving], net: TrackerNet, *, masks: Masks) -> np.ndarray:
+def fill_first(held: list[Moving], net: TrackerNet) -> np.ndarray:
     """The first frame without the object: from the frames after it, painted where none of them shows it.
 
     Args:
         held: the first frames of the video; more of them show more.
     """
-    mask = masks(0)
+    frame, mask = held[0].frame, held[0].given
     assert mask is not None
-    frame = held[0].frame
     scale = max(frame.shape[:2]) / max(held[0].small.shape[:2])
     guess = paint(frame, grow(mask, MARGIN * scale))
-    found = next(propagate(track(held, net, edited=guess, masks=masks, filled=False)))
+    found = next(propagate(track(held, net, edited=guess, filled=False)))
     if not found.unseen.any():
         return found.known
     painted = paint(found.known, found.unseen)

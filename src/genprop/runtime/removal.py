@@ -9,7 +9,7 @@ frames, so memory does not grow with the video. `remove` does it for frames in a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +23,7 @@ from genprop.guide.network import TrackerNet
 from genprop.guide.propagation import Guided
 from genprop.guide.tracker import embedded_tracker, load_tracker
 from genprop.runtime.backends import Stages
-from genprop.runtime.unseen import generate
+from genprop.runtime.unseen import Sampling, generate
 
 LEAST_UNSEEN = 16
 """Fewer unseen pixels in a window than this are filled from around them: no model is asked."""
@@ -36,6 +36,7 @@ class Finished:
     Attributes:
         index: counted from the first.
         frame: uint8 `[H, W, 3]`; outside of `hole` the video's own, bit for bit.
+        original: the video's own, uint8 `[H, W, 3]`.
         mask: the object, bool `[H, W]`.
         hole: what was replaced, bool `[H, W]`.
         confidence: in the mask, 0 to 1.
@@ -44,6 +45,7 @@ class Finished:
 
     index: int
     frame: np.ndarray
+    original: np.ndarray
     mask: np.ndarray
     hole: np.ndarray
     confidence: float
@@ -67,7 +69,7 @@ def stream_removal(
     masks: Masks,
     stages: Stages | None,
     net: TrackerNet | None = None,
-    steps: int | None = None,
+    sampling: Sampling | None = None,
     seed: int = 0,
     seconds: Seconds | None = None,
 ) -> Iterator[Finished]:
@@ -79,67 +81,75 @@ def stream_removal(
         masks: where the object is, by a frame's index; the first frame's at least.
         stages: the model for what no frame shows; None leaves that to the guide.
         net: the tracker's network; the embedded one if None.
-        steps: of the model.
+        sampling: of the model.
         seed: of all noise.
         seconds: is told the time of each stage.
     """
     tracker = net if net is not None else load_tracker(embedded_tracker())
     clock = seconds if seconds is not None else Seconds()
     guided = follow(frames, tracker, edited=edited, masks=masks, clock=clock.add)
-    generator = torch.Generator().manual_seed(seed)
-    length = stages.config.clip.frames if stages is not None else 8
-    window: list[Guided] = []
-    finished: Finished | None = None
+    windows = _Windows(stages, sampling or Sampling(), seed=seed, clock=clock)
     with closing(guided):
         for item in guided:
-            window.append(item)
-            if len(window) == (length if finished is None else length - 1):
-                for finished in _finish(window, finished, stages, steps, generator, seed, clock):
-                    yield finished
-                window = []
-        if window:
-            yield from _finish(window, finished, stages, steps, generator, seed, clock)
+            yield from windows.add(item)
+        yield from windows.rest()
 
 
-def _finish(
-    window: list[Guided],
-    last: Finished | None,
-    stages: Stages | None,
-    steps: int | None,
-    generator: torch.Generator,
-    seed: int,
-    clock: Seconds,
-) -> Iterator[Finished]:
-    """The frames of one window; the model starts it from the last frame that was finished."""
-    made: list[np.ndarray | None] = [None] * len(window)
-    if stages is not None and sum(int(item.unseen.sum()) for item in window) >= LEAST_UNSEEN:
+class _Windows:
+    """Gathers guided frames to windows and finishes them; each window starts from the last finished frame."""
+
+    def __init__(self, stages: Stages | None, sampling: Sampling, *, seed: int, clock: Seconds) -> None:
+        self._stages, self._sampling, self._seed, self._clock = stages, sampling, seed, clock
+        self._generator = torch.Generator().manual_seed(seed)
+        self._length = stages.config.clip.frames if stages is not None else 1
+        self._waiting: list[Guided] = []
+        self._last: Finished | None = None
+
+    def add(self, item: Guided) -> Iterator[Finished]:
+        """One frame more; whatever is finished by it."""
+        self._waiting.append(item)
+        if len(self._waiting) >= self._length - (self._last is not None and self._stages is not None):
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Finished]:
+        """All that waits, finished."""
+        window, self._waiting = self._waiting, []
+        for item, generated in zip(window, self._generate(window), strict=True):
+            began = time.perf_counter()
+            now = item.tracked
+            frame = blend(
+                now.frame,
+                hole=now.hole,
+                known=item.known,
+                trust=item.trust,
+                generated=generated,
+                seed=self._seed + now.index,
+            )
+            share = float(item.unseen.sum() / max(int(now.hole.sum()), 1))
+            self._clock.add("composite", began)
+            self._last = Finished(now.index, frame, now.original, now.mask, now.hole, now.confidence, share)
+            yield self._last
+
+    def _generate(self, window: list[Guided]) -> list[np.ndarray | None]:
+        """The model's frames of a window, for those that have something unseen."""
+        hidden = [int(item.unseen.sum()) for item in window]
+        if self._stages is None or sum(hidden) < LEAST_UNSEEN:
+            return [None] * len(window)
         began = time.perf_counter()
-        if last is None:
-            frames = generate(stages, window, window[0].known, steps=steps, generator=generator)
-        else:
-            before = _as_guided(last, window[0])
-            frames = generate(stages, [before, *window], last.frame, steps=steps, generator=generator)[1:]
-        made = [frame if item.unseen.any() else None for frame, item in zip(frames, window, strict=True)]
-        clock.add("model", began)
-    for item, generated in zip(window, made, strict=True):
-        began = time.perf_counter()
-        now = item.tracked
-        frame = blend(
-            now.frame,
-            hole=now.hole,
-            known=item.known,
-            trust=item.trust,
-            generated=generated,
-            seed=seed + now.index,
-        )
-        share = float(item.unseen.sum() / max(int(now.hole.sum()), 1))
-        clock.add("composite", began)
-        yield Finished(now.index, frame, now.mask, now.hole, now.confidence, share)
+        before = [] if self._last is None else [_as_guided(self._last, window[0])]
+        first = window[0].known if self._last is None else self._last.frame
+        frames = generate(
+            self._stages, [*before, *window], first, sampling=self._sampling, generator=self._generator
+        )[len(before) :]
+        self._clock.add("model", began)
+        return [frame if count else None for frame, count in zip(frames, hidden, strict=True)]
 
 
 def _as_guided(last: Finished, like: Guided) -> Guided:
     """The last finished frame as the first of a window: all of it is known."""
-    tracked = replace(like.tracked, index=last.index, frame=last.frame, hole=np.zeros_like(last.hole))
+    tracked = replace(
+        like.tracked, index=last.index, frame=last.frame, original=last.original, hole=np.zeros_like(last.hole)
+    )
     return Guided(tracked, last.frame, np.ones(last.hole.shape, np.float32))
 
 
@@ -180,7 +190,13 @@ def remove(
     began, clock = time.perf_counter(), Seconds()
     done = list(
         stream_removal(
-            frames, edited=edited, masks=masks.get, stages=stages, steps=steps, seed=seed, seconds=clock
+            frames,
+            edited=edited,
+            masks=masks.get,
+            stages=stages,
+            sampling=Sampling(steps),
+            seed=seed,
+            seconds=clock,
         )
     )
     clock.add("total", began)

@@ -1,4 +1,4 @@
-"""`genprop run`: a video file and an edited frame in, a video file out.
+"""`genprop run`: a video file and a mask or an edited frame in, a video file out, frame by frame.
 
 Everything that a person can have got wrong is checked before the model is opened, and the output before
 anything is computed: minutes of work are not lost to a folder that cannot be written.
@@ -7,48 +7,74 @@ anything is computed: minutes of work are not lost to a folder that cannot be wr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genprop.errors import GenPropError
-from genprop.runtime.propagate import Model
-from genprop.types import TASKS
+from genprop.guide.edit import edit_mask
+from genprop.guide.guide import Masks
+from genprop.runtime.propagate import Model, check_guidance, check_task
+from genprop.runtime.removal import Finished, Seconds, check_first_mask, stream_removal
+from genprop.runtime.review import Review
+from genprop.runtime.sample import evaluations_of
+from genprop.runtime.unseen import Sampling
+from genprop.types import TASKS, Clip
 from genprop.video import (
-    check_edited,
+    VideoReader,
+    check_edited_size,
     check_output,
     fill_first_frame,
+    open_frames,
+    open_masks,
     read_clip,
     read_image,
     read_mask,
-    write_clip,
+    write_frames,
+    write_image,
 )
+
+Progress = Callable[[int, int | None], None]
+"""Is told how many frames are done, and how many there are as far as it is known."""
 
 
 def run_video(
     video: Path,
-    open_model: Callable[[], Model],
+    open_model: Callable[[], Model] | None,
     *,
     edited: Path | None = None,
     mask: Path | None = None,
+    masks: Path | None = None,
     steps: int | None = None,
     seed: int = 0,
     task: str = TASKS[0],
     guidance: float | None = None,
     out: Path | None = None,
+    guide: bool = True,
     composite: bool = True,
     save_mask: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    save_first: Path | None = None,
+    review: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Propagate the edit of the first frame of a file; the sound is kept.
+    """Carry the edit of the first frame through a file; the sound is kept.
 
     Args:
-        edited: the edited first frame; or
-        mask: a mask of the first frame, which is then filled by Telea's method.
+        open_model: opens the model; None leaves what no frame shows to the guide.
+        edited: the edited first frame.
+        mask: a mask of the first frame; without `edited` that is then filled.
+        masks: masks of all frames or some, a video or a folder; they are believed.
         guidance: see `Model.propagate`.
         out: the output; beside `video` if None.
+        guide: whether motion and tracking lead; without them the model works alone, on squashed frames.
+        composite: see `Model.propagate`; for the model alone.
+        save_mask: where to write the masks, as a video.
+        save_first: where to write the first frame without the object.
+        review: a folder for the frames that a person should look at.
 
     Returns:
         What `genprop run --json` prints.
@@ -56,47 +82,66 @@ def run_video(
     Raises:
         GenPropError: any wrong input; no output is left behind.
     """
-    clip = read_clip(video)
-    height, width = clip.frames.shape[1:3]
-    if mask is not None:
-        first = fill_first_frame(clip.frames[0], read_mask(mask, size=(height, width)))
-    else:
-        assert edited is not None
-        first = read_image(edited)
-        check_edited(first, clip)
-    sound = video if video.is_file() else None
+    if edited is None and mask is None and masks is None:
+        raise GenPropError("nothing says what to remove", "Give --mask, --masks or --edited.")
     target = out if out is not None else beside(video)
-    check_distinct(filter(None, (target, save_mask)), inputs=filter(None, (video, edited, mask)))
-    check_output(target, audio_from=sound)
-    if save_mask is not None:
-        check_output(save_mask)
-    model = open_model()
-    result = model.propagate(
-        clip,
-        first,
-        steps=steps,
-        seed=seed,
-        task=task,
-        guidance=guidance,
-        composite=composite,
-        progress=progress,
-    )
-    result.save(target, audio_from=sound)
-    if save_mask is not None:
-        grey = (result.mask * 255).round().astype(np.uint8)
-        write_clip(save_mask, np.repeat(grey[..., None], 3, axis=-1), fps=clip.fps)
-    return {
-        "out": str(target),
-        "frames": len(result.frames),
-        "height": height,
-        "width": width,
-        "fps": float(clip.fps),
-        "backend": model.stages.backend,
-        "why": model.stages.why,
-        "evaluations": result.evaluations,
-        "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
-        "edited_share": float((result.mask > 0.5).mean()),
-    }
+    outputs = [path for path in (target, save_mask, save_first) if path is not None]
+    check_distinct(outputs, inputs=filter(None, (video, edited, mask, masks)))
+    sound = video if video.is_file() else None
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_frames(video))
+        size = reader.height, reader.width
+        frames = iter(reader)
+        first = next(frames)
+        picture = None if edited is None else read_image(edited)
+        if picture is not None:
+            check_edited_size(picture, height=size[0], width=size[1])
+        given = None if mask is None else read_mask(mask, size=size)
+        every = None
+        if masks is not None:
+            known = len(list(video.iterdir())) if False else None
+            every = stack.enter_context(open_masks(masks, height=size[0], width=size[1], frames=known))
+        if guide and given is None and (every is None or every.get(0) is None):
+            given = edit_mask(first, picture) if picture is not None else None
+            check_first_mask(given)
+        check_output(target, audio_from=sound)
+        if save_mask is not None:
+            check_output(save_mask)
+        model = open_model() if open_model is not None else None
+        if model is not None:
+            check_task(task, known=model.stages.config.net.tasks)
+            check_guidance(guidance, model.stages)
+            evaluations_of(model.stages, steps)
+        if not guide:
+            assert model is not None
+            result, seconds = _alone(
+                model, video, first, picture, given, steps, seed, task, guidance, composite, progress
+            )
+        else:
+            began, seconds = time.perf_counter(), Seconds()
+
+            def masks_of(index: int) -> np.ndarray | None:
+                found = None if every is None else every.get(index)
+                return given if index == 0 and found is None else found
+
+            def all_frames() -> Iterator[np.ndarray]:
+                yield first
+                yield from frames
+
+            result = stream_removal(
+                all_frames(),
+                edited=picture,
+                masks=masks_of,
+                stages=None if model is None else model.stages,
+                sampling=Sampling(steps, guidance),
+                seed=seed,
+                seconds=seconds,
+            )
+        document = _write(result, reader, target, sound, save_mask, save_first, review, progress)
+        if every is not None:
+            every.finish(document["frames"])
+    seconds.add("total", began)
+    return document
 
 
 def beside(video: Path) -> Path:

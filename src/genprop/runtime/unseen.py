@@ -9,6 +9,7 @@ Shapes: T frames, H W pixels of the video, h w latent cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,6 +25,13 @@ from genprop.runtime.sample import denoise_window
 
 CONTEXT = 1.8
 """A crop is so many times as large as what is unseen in it, at least at the model's own size."""
+
+
+class Sampling(NamedTuple):
+    """How the model samples: its steps and its guidance scale; None is the model's own (`denoise_window`)."""
+
+    steps: int | None = None
+    guidance: float | None = None
 
 
 def crop_around(unseen: np.ndarray, *, height: int, width: int) -> Region:
@@ -50,7 +58,7 @@ def generate(
     window: Sequence[Guided],
     first: np.ndarray,
     *,
-    steps: int | None,
+    sampling: Sampling,
     generator: torch.Generator,
 ) -> list[np.ndarray]:
     """The model's frames of a window, float32 `[H, W, 3]` each, of use where its crop is.
@@ -76,7 +84,8 @@ def generate(
         stages,
         crops([item.tracked.original for item in items]),
         known[:, 0],
-        steps=steps,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
         generator=generator,
         known=(known, torch.from_numpy(trust)[None]),
     )
