@@ -21,7 +21,7 @@ from genprop.cli_distill import distill_app
 from genprop.cli_eval import evaluate
 from genprop.cli_export import Inside, export, size_of
 from genprop.cli_train import data_app, train
-from genprop.console import AsJson, Seed, print_json, refuse, say, stderr
+from genprop.console import AsJson, Seed, frame_progress, print_json, refuse, say, stderr
 from genprop.errors import GenPropError
 
 app = typer.Typer(
@@ -99,11 +99,22 @@ def demo(
 @app.command()
 def run(
     video: Annotated[Path, typer.Argument(help="A video, or a folder of frames.")],
-    edited: Annotated[Path | None, typer.Option(help="The edited first frame.")] = None,
+    edited: Annotated[Path | None, typer.Option(help="The edited first frame: the object gone.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="A mask of the first frame, which is then filled (Telea).")
+        Path | None,
+        typer.Option(
+            help="A mask of the first frame, the object white; without --edited it is filled for you."
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help="tiny, tiny-teacher, a bundle, or an export folder.")] = "tiny",
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Masks of all frames or some, a video or a folder; the others are tracked between them."
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="tiny, tiny-teacher, a bundle, an export folder; none for the guide alone.")
+    ] = "tiny",
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
     backend: Annotated[
         str,
@@ -133,44 +144,66 @@ def run(
         typer.Option(help="The guidance scale, for a teacher or a student that is told it."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The output; VIDEO-genprop.mp4 if not given.")] = None,
-    composite: Annotated[
-        bool, typer.Option(help="Take only the predicted mask's pixels from the model.")
+    guide: Annotated[
+        bool,
+        typer.Option(
+            help="Let motion and tracking lead; without, the model works alone, on squashed frames."
+        ),
     ] = True,
-    save_mask: Annotated[Path | None, typer.Option(help="Write the predicted mask as a video, too.")] = None,
+    composite: Annotated[
+        bool,
+        typer.Option(help="With --no-guide: take only the predicted mask's pixels from the model."),
+    ] = True,
+    save_mask: Annotated[Path | None, typer.Option(help="Write the masks as a video, too.")] = None,
+    save_first: Annotated[
+        Path | None,
+        typer.Option(help="Write the first frame without the object, to retouch it for --edited."),
+    ] = None,
+    review: Annotated[
+        Path | None, typer.Option(help="A folder for the frames to look at: a list and a contact sheet.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Carry the edit of the first frame through VIDEO."""
-    from genprop.runtime.propagate import load
+    """Carry the edit of the first frame through VIDEO: an object goes, whatever it hid comes back."""
+    from genprop.runtime.propagate import Model, load
     from genprop.runtime.task import run_video
 
-    if (edited is None) == (mask is None):
-        raise typer.BadParameter("give either --edited or --mask")
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        row = bar.add_task("propagate", total=None)
+    if edited is None and mask is None and masks is None:
+        raise typer.BadParameter("give --mask, --masks or --edited")
+    # What else a model is told of than a removal moves with its object, which the guide does not do.
+    guide = guide and composite and task == "remove"
+    if model == "none" and not guide:
+        raise typer.BadParameter("--model none is the guide alone: it only removes, and needs the guide")
+    wanted = size_of(size, "--size")
 
-        def progress(done: int, total: int) -> None:
-            bar.update(row, completed=done, total=total)
+    def open_model() -> Model:
+        return load(
+            model,
+            backend=backend,
+            precision=precision.value if precision else None,
+            strict=strict,
+            unverified=unverified,
+            light=decoder is Decoder.light,
+            size=wanted,
+        )
 
+    with frame_progress() as progress:
         result = run_video(
             video,
-            lambda: load(
-                model,
-                backend=backend,
-                precision=precision.value if precision else None,
-                strict=strict,
-                unverified=unverified,
-                light=decoder is Decoder.light,
-                size=size_of(size, "--size"),
-            ),
+            None if model == "none" else open_model,
             edited=edited,
             mask=mask,
+            masks=masks,
             steps=steps,
             seed=seed,
             task=task,
             guidance=guidance,
             out=out,
+            guide=guide,
             composite=composite,
             save_mask=save_mask,
+            save_first=save_first,
+            review=review,
             progress=progress,
         )
     say(
@@ -178,6 +211,8 @@ def run(
         f"{result['seconds']['total']:.1f} s"
     )
     say(f"{result['backend']}: {result['why']}")
+    if doubtful := result["review"]["doubtful"]:
+        say(f"the mask is in doubt in {doubtful} frames: --review DIR shows them, --masks corrects them")
     if as_json:
         print_json(result)
 

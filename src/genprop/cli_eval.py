@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,21 +64,23 @@ def evaluate(
 ) -> None:
     """Score removals on real footage, beside the trivial baselines."""
     from genprop.data.corpus import open_corpus
-    from genprop.evaluate.methods import NAMES
+    from genprop.evaluate.methods import check_names, known_names
     from genprop.evaluate.real import run_pasted, run_tracked
     from genprop.evaluate.report import write_json
     from genprop.runtime.backends import open_stages
 
-    found = open_corpus(f"clips={clips}", leave_out=exclude or ()).clips
-    chosen = [clip for clip in found if not only or any(fnmatch(clip.name, p) for p in only)]
-    if not chosen:
-        raise GenPropError(f"no clip of {clips} is called {' or '.join(only or ())}", "Check the names.")
-    out.mkdir(parents=True, exist_ok=True)
+    names = tuple(method or known_names(has_model=model != "none"))
+    check_names(names, has_model=model != "none")
+    left_out = clips_left_out(clips, only=only or (), exclude=exclude or ())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GenPropError(f"{out} cannot be written: {error.strerror}", "Give another --out.") from error
+    chosen = open_corpus(f"clips={clips}", leave_out=left_out).clips
     if protocol is Protocol.tracked:
         document = run_tracked(chosen, most=frames, out=out, say=say)
     else:
         stages = None if model == "none" else open_stages(model)
-        names = tuple(method or (name for name in NAMES if stages is not None or "model" not in name))
         document = run_pasted(
             chosen,
             names,
@@ -93,6 +97,28 @@ def evaluate(
     say(f"{out / 'eval.json'}: all figures; a contact sheet of each clip beside it")
     if as_json:
         print_json(document)
+
+
+def clips_left_out(folder: Path, *, only: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Names of the clips that are not wanted, escaped as patterns: they need not be read.
+
+    Raises:
+        GenPropError: the folder is none, holds no clip, or none that is wanted.
+    """
+    hint = "Give a folder of clips, each a folder with video.mp4 and mask-0.mp4."
+    if not folder.is_dir():
+        raise GenPropError(f"{folder} is not a folder", hint)
+    names = sorted(path.parent.name for path in folder.glob("*/video.mp4"))
+    if not names:
+        raise GenPropError(f"{folder} holds no clips, expected folders with a video.mp4", hint)
+    wanted = [n for n in names if not only or any(fnmatch(n, pattern) for pattern in only)]
+    wanted = [n for n in wanted if not any(fnmatch(n, pattern) for pattern in exclude)]
+    if not wanted:
+        raise GenPropError(
+            f"none of the clips of {folder} is chosen, expected some of: {', '.join(names)}",
+            "Check the patterns of --only and --exclude.",
+        )
+    return [escape(name) for name in names if name not in wanted]
 
 
 def table(document: dict[str, Any]) -> Table:

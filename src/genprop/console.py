@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 stderr = Console(stderr=True, markup=False, highlight=False)  # a path may hold [brackets]
 if not stderr.is_terminal:  # a table in a log file is not cut to 80 columns
@@ -24,6 +28,28 @@ Overrides = Annotated[
 Preset = Annotated[str, typer.Option("--config", "--preset", help="A preset, or a TOML file.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of all that is random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+@contextmanager
+def frame_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar over a video's frames, with their rate and the time left; told how many of how many are done."""
+    columns = (
+        TextColumn("{task.completed} of {task.total} frames"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]} a second"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task: TaskID | None = None
+        began = time.perf_counter()
+
+        def told(done: int, total: int | None) -> None:
+            nonlocal task
+            if task is None:
+                task = bar.add_task("frames", total=total, rate="")
+            bar.update(task, completed=done, total=total, rate=f"{done / (time.perf_counter() - began):.1f}")
+
+        yield told
 
 
 def refuse(message: str, hint: str) -> NoReturn:

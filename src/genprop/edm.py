@@ -117,7 +117,7 @@ class Guided:
 
 @dataclass(frozen=True)
 class Anchored:
-    """A denoiser that is told what is known: after each evaluation x0 is moved there, as far as it is trusted.
+    """A denoiser that is told what is known: after each evaluation x0 moves there, as far as it is trusted.
 
     So what a guide knows enters any network, exported ones too, without a change to it; what is not known is
     made to fit, since the network sees the known at every following step.

@@ -1,9 +1,9 @@
-"""The rows of the removal protocols: the trivial baselines, the guide, the guide with a model, the model alone."""
+"""The rows of the table of removals: baselines, the guide, the guide with a model, the model alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from genprop.runtime.removal import remove
 
 
 class Outcome(NamedTuple):
-    """What a method makes of a removal: frames uint8 `[T, H, W, 3]`; a mask bool `[T, H, W]` if it finds one."""
+    """What a method makes of a removal: frames uint8 `[T, H, W, 3]`, and a mask bool `[T, H, W]` or None."""
 
     frames: np.ndarray
     mask: np.ndarray | None
@@ -40,7 +40,7 @@ NAMES = (
     "guide, masks given",
     "guide+model, masks given",
 )
-"""In the order of the table. Telea and the shift map have the true masks of every frame, as no method gets."""
+"""In the order of the table. Telea and the shift map have the true hole of every frame given."""
 
 
 def methods(names: tuple[str, ...], stages: Stages | None, *, steps: int | None) -> dict[str, Method]:
@@ -49,6 +49,7 @@ def methods(names: tuple[str, ...], stages: Stages | None, *, steps: int | None)
     Raises:
         GenPropError: no row of that name, or one with a model where there is none.
     """
+    check_names(names, has_model=stages is not None)
     every: dict[str, Method] = {
         "identity": _timed(lambda r: r.video),
         "frozen": _timed(lambda r: np.repeat(r.truth[:1], len(r.video), axis=0)),
@@ -61,11 +62,27 @@ def methods(names: tuple[str, ...], stages: Stages | None, *, steps: int | None)
         every["model"] = partial(_model, model=Model(stages), steps=steps)
         every["guide+model"] = partial(_guide, stages=stages, given=False, steps=steps)
         every["guide+model, masks given"] = partial(_guide, stages=stages, given=True, steps=steps)
-    if unknown := [name for name in names if name not in every]:
-        raise GenPropError(
-            f"no method {unknown[0]!r}, expected some of {'; '.join(every)}", "Name them as in the table."
-        )
     return {name: every[name] for name in NAMES if name in names}
+
+
+def known_names(*, has_model: bool) -> tuple[str, ...]:
+    """The rows that there are, with a model or without."""
+    return tuple(name for name in NAMES if has_model or "model" not in name)
+
+
+def check_names(names: Iterable[str], *, has_model: bool) -> None:
+    """Refuse a row that there is not, before anything is read.
+
+    Raises:
+        GenPropError: it is not in the table, or needs a model and there is none.
+    """
+    known = known_names(has_model=has_model)
+    for name in names:
+        if name not in known:
+            raise GenPropError(
+                f"no method {name!r}, expected some of: {'; '.join(known)}",
+                "Name them as in the table." if name not in NAMES else "Give a --model other than none.",
+            )
 
 
 def _timed(make: Callable[[Removal], np.ndarray]) -> Method:

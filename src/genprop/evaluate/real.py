@@ -1,4 +1,4 @@
-"""The protocols on real footage: `pasted`, removals with a known truth, and `tracked`, whole natural clips."""
+"""The protocols on real footage: `pasted`, removals with a known truth; `tracked`, whole natural clips."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from genprop.data.corpus import RealClip
+from genprop.errors import GenPropError
+from genprop.evaluate.hidden import unseen
 from genprop.evaluate.methods import methods
-from genprop.evaluate.removal import Removal, pasted_removals, unseen
+from genprop.evaluate.removal import Removal, pasted_removals
 from genprop.evaluate.scores import clip_figures, interval, mask_figures
 from genprop.export.folder import versions
 from genprop.hardware import describe_hardware
@@ -68,13 +70,18 @@ def run_pasted(
 
 
 def run_tracked(clips: Sequence[RealClip], *, most: int | None, out: Path, say: Say) -> dict[str, Any]:
-    """The masks of natural objects over whole clips, from the first alone, its frame painted by the tool."""
+    """The masks of natural objects over whole clips, from the first alone, its frame painted by the tool.
+
+    Raises:
+        GenPropError: no clip of at least two frames has an object in its first.
+    """
     found: dict[str, dict[str, float]] = {}
     for clip in clips:
         for which, mask in enumerate(clip.masks):
             name = clip.name if len(clip.masks) == 1 else f"{clip.name}, {which}"
             frames, truth = clip.frames[:most], mask[:most]
-            if not truth[0].any():
+            if len(truth) < 2 or not truth[0].any():
+                say(f"{name}: left out, its object is not in the first frame, or there is no second")
                 continue
             done = remove(frames, masks={0: truth[0]}, stages=None)
             found[name] = mask_figures(done.mask, truth[: len(done.mask)]) | {
@@ -84,9 +91,13 @@ def run_tracked(clips: Sequence[RealClip], *, most: int | None, out: Path, say: 
             say(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in found[name].items()))
             shown = [("video", frames), ("true mask", truth), ("mask", done.mask), ("result", done.frames)]
             _sheet(out / f"{name.replace(', ', '-')}.png", shown, name)
-    means = {
-        key: float(np.mean([row[key] for row in found.values()])) for key in next(iter(found.values()), {})
-    }
+    if not found:
+        raise GenPropError(
+            f"none of {len(clips)} clips has two frames and an object in its first, expected one that has",
+            "Put a mask-0.mp4 beside the video.mp4 of a clip: the object white on black.",
+        )
+    keys = next(iter(found.values()))
+    means = {key: float(np.mean([row[key] for row in found.values()])) for key in keys}
     return {"protocol": "tracked", "rows": {**found, "mean": means}, **_made(0)}
 
 

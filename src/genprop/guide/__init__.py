@@ -1,1 +1,1 @@
-"""The guide: where the edit is in every frame, and what other frames show behind it, without a generative model."""
+"""The guide: where the edit is in every frame, and what other frames show behind it."""

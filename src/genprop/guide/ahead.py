@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 _END = object()
 
 
-def ahead(items: Iterable[Item], *, depth: int = 2) -> Iterator[Item]:
+def ahead(items: Iterable[Item], *, depth: int = 2) -> Generator[Item]:
     """The items in order, at most `depth` of them waiting; what the iterator raises is raised here.
 
     When the reader stops early, so does the thread, and the iterator is closed.

@@ -34,7 +34,7 @@ def grow(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def shrink(mask: np.ndarray, radius: float) -> np.ndarray:
-    """A bool mask `[H, W]` without everything within `radius` pixels of its outside; the border is no edge."""
+    """A bool mask `[H, W]` without what is within `radius` pixels of its outside; the border is no edge."""
     return ~grow(~mask, radius)
 
 
@@ -79,7 +79,7 @@ def place(mask: np.ndarray) -> tuple[tuple[float, float], int, int]:
 
 
 def box(mask: np.ndarray, *, margin: int = 0) -> tuple[slice, slice]:
-    """The rows and columns that a mask `[H, W]` lies in, and a margin; the whole picture where it is empty."""
+    """The rows and columns that a mask `[H, W]` lies in, and a margin; of an empty one, the whole picture."""
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])
     (x, y), width, height = place(mask)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -27,10 +27,12 @@ from genprop.guide.propagation import BLOCK, LOOK_AHEAD, Guided, Tracked, propag
 from genprop.guide.tracker import Tracker
 from genprop.guide.tracking import begin
 
-MARGIN = 5.0
-"""How far a tracked mask is grown to a hole, in pixels of its motion: edges are soft, and cut into objects."""
+MARGIN = 6.0
+"""How far a tracked mask is grown to a hole, in pixels of its motion: it may miss a bit of the object."""
 GIVEN_MARGIN = 3.0
 """The same of a mask that a person gave."""
+NEAR = 2.0
+"""No pixel is taken from so near a tracked hole: the mask may have missed a bit of the object there."""
 
 Masks = Callable[[int], np.ndarray | None]
 """What a person gave for a frame, by its index: bool `[H, W]`, or None."""
@@ -58,7 +60,9 @@ def untimed(stage: str, began: float) -> None:
     """Nobody wants to know."""
 
 
-def measure_motion(frames: Iterable[np.ndarray], masks: Masks, *, clock: Clock = untimed) -> Iterator[Moving]:
+def measure_motion(
+    frames: Iterable[np.ndarray], masks: Masks, *, clock: Clock = untimed
+) -> Generator[Moving]:
     """The motion between each frame and the one before, both ways. Masks are asked for in order, once."""
     last: np.ndarray | None = None
     for index, frame in enumerate(frames):
@@ -80,7 +84,7 @@ def track(
     edited: np.ndarray,
     filled: bool,
     clock: Clock = untimed,
-) -> Iterator[Tracked]:
+) -> Generator[Tracked]:
     """The edit in every frame, from its mask in the first; masks that a person gave are believed.
 
     Args:
@@ -103,12 +107,13 @@ def track(
         mask = given if given is not None else _enlarge(tracker.state.mask, (height, width))
         margin = MARGIN if given is None else GIVEN_MARGIN
         hole = grow(mask, margin * scale)
-        small_hole = _resize_mask(hole, now.small.shape[:2])
+        closed = grow(hole, NEAR * scale) if given is None else hole
         frame = now.frame
         if index == 0 and filled:
-            frame, hole, small_hole = edited, np.zeros_like(hole), np.zeros_like(small_hole)
+            frame, hole, closed = edited, np.zeros_like(hole), np.zeros_like(hole)
+        less = _resize_mask(hole, now.small.shape[:2])
         clock("tracking", began)
-        yield Tracked(index, frame, now.frame, mask, hole, small_hole, confidence, now.back, now.forth)
+        yield Tracked(index, frame, now.frame, mask, hole, closed, less, confidence, now.back, now.forth)
 
 
 def follow(
@@ -118,7 +123,7 @@ def follow(
     edited: np.ndarray | None,
     masks: Masks,
     clock: Clock = untimed,
-) -> Iterator[Guided]:
+) -> Generator[Guided]:
     """A video through the guide; motion and tracking each run in a thread, a few frames ahead.
 
     Args:

@@ -5,8 +5,8 @@ flow (DIS, Kroeger et al. 2016, arXiv:1603.03590) what it leaves: DIS alone lose
 the flow is the object's, so the ground's is completed there from around it (`ground_flow`), as ProPainter's
 flow completion does with a network (arXiv:2309.03897, section 3.2).
 
-Frames are brought to at most `SIDE` pixels on their longer side first. A flow is float32 `[h, w, 2]`: for each
-pixel of a frame, how far away it lies in the other, (x, y) in pixels of that size.
+Frames are brought to at most `SIDE` pixels on their longer side first. A flow is float32 `[h, w, 2]`: for
+each pixel of a frame, how far away it lies in the other, (x, y) in pixels of that size.
 """
 
 from __future__ import annotations
@@ -50,17 +50,20 @@ def flow(here: np.ndarray, there: np.ndarray) -> np.ndarray:
     dis = _dis()
     matrix = camera(here, there)
     if matrix is None:
-        return dis.calc(here, there, None)
+        return dis.calc(here, there, np.zeros((height, width, 2), np.float32))
     points = grid(height, width)
     moved = transform(points, matrix)
-    rest = dis.calc(here, sample(there, moved), None)
+    rest = dis.calc(here, sample(there, moved), np.zeros_like(points))
     return transform(points + rest, matrix) - points
 
 
 def _dis() -> cv2.DISOpticalFlow:
-    """Dense flow down to single pixels: OpenCV's presets stop at half the size, and pixels that are moved along
-    such a flow are half a pixel off (2.9 dB in a hole, docs/guide.md)."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    """Dense flow down to single pixels.
+
+    OpenCV's presets stop at half the size; along such a flow pixels land beside their place, which costs a
+    hole 2.9 dB (docs/guide.md).
+    """
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0)
     dis.setPatchSize(6)
     dis.setPatchStride(3)
@@ -75,9 +78,12 @@ def camera(here: np.ndarray, there: np.ndarray) -> np.ndarray | None:
     corners = cv2.goodFeaturesToTrack(here, CORNERS, 0.005, 8)
     if corners is None or len(corners) < ENOUGH:
         return None
-    window = {"winSize": (21, 21), "maxLevel": 4}
-    forth, found, _ = cv2.calcOpticalFlowPyrLK(here, there, corners, None, **window)
-    back, returned, _ = cv2.calcOpticalFlowPyrLK(there, here, forth, None, **window)
+    forth, found, _ = cv2.calcOpticalFlowPyrLK(
+        here, there, corners, corners.copy(), winSize=(21, 21), maxLevel=4
+    )
+    back, returned, _ = cv2.calcOpticalFlowPyrLK(
+        there, here, forth, forth.copy(), winSize=(21, 21), maxLevel=4
+    )
     ok = (found.ravel() == 1) & (returned.ravel() == 1)
     ok &= np.abs(back - corners).reshape(-1, 2).max(1) < 1
     if ok.sum() < ENOUGH:
@@ -91,6 +97,11 @@ def camera(here: np.ndarray, there: np.ndarray) -> np.ndarray | None:
     if shift < STILL:
         return np.eye(3)
     return matrix if shift < max(height, width) else None
+
+
+def _follow_corners(here: np.ndarray, there: np.ndarray, corners: np.ndarray) -> tuple:
+    """Where corners of one grey frame are in another, whether each was found, and its error (Lucas-Kanade)."""
+    return cv2.calcOpticalFlowPyrLK(here, there, corners, corners.copy(), winSize=(21, 21), maxLevel=4)
 
 
 def ground_flow(flow: np.ndarray, hole: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ chained from frame to frame by the ground's flow, and pixels are sampled once, f
 detail does not fade as it does where pictures are warped frame by frame. What both directions bring is
 weighed by how many frames away it was seen. What none within reach shows stays unseen: trust 0.
 
-The video is worked off in blocks. Backwards a block sees `LOOK_AHEAD` frames beyond its end; forwards, what was
-seen longer ago than `REACH` frames is taken from the last finished frame instead, so that memory is bounded.
+The video is worked off in blocks. Backwards a block sees `LOOK_AHEAD` frames beyond its end; forwards, what
+was seen longer ago than `REACH` frames is taken from the last finished frame, so that memory is bounded.
 
 Shapes: H W pixels of the video, h w of its motion (`motion.SIDE`), N pixels of a hole.
 """
@@ -14,7 +14,7 @@ Shapes: H W pixels of the video, h w of its motion (`motion.SIDE`), N pixels of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -41,6 +41,8 @@ class Tracked:
         original: the video's own, uint8 `[H, W, 3]`.
         mask: the object, bool `[H, W]`.
         hole: the mask, grown: what is replaced; empty in the first frame where that was edited.
+        closed: the hole and what is near it, bool `[H, W]`: no pixel is taken from there, since the mask may
+            have missed a bit of the object, or of its soft edge.
         small_hole: the hole, bool `[h, w]`.
         confidence: in the mask, 0 to 1.
         back: flow to the frame before, float32 `[h, w, 2]`; None in the first.
@@ -52,6 +54,7 @@ class Tracked:
     original: np.ndarray
     mask: np.ndarray
     hole: np.ndarray
+    closed: np.ndarray
     small_hole: np.ndarray
     confidence: float
     back: np.ndarray | None
@@ -80,13 +83,13 @@ class Guided:
 
 @dataclass(frozen=True)
 class _Chain:
-    """For the pixels of one frame's hole, in the order of `np.nonzero`: where each is seen.
+    """For the closed pixels of one frame, in the order of `np.nonzero`: where each is seen.
 
     `source` is a frame's index, int32 `[N]`, or -1; `where` its coordinates there, float32 `[N, 2]`; `steps`
     how many frames away, float32 `[N]`.
     """
 
-    hole: np.ndarray
+    closed: np.ndarray
     source: np.ndarray
     where: np.ndarray
     steps: np.ndarray
@@ -94,7 +97,7 @@ class _Chain:
 
 def propagate(
     frames: Iterable[Tracked], *, clock: Callable[[str, float], None] = lambda stage, began: None
-) -> Iterator[Guided]:
+) -> Generator[Guided]:
     """Fill the holes of a video, frame by frame in order, in bounded memory."""
     ahead: list[Tracked] = []
     past: dict[int, np.ndarray] = {}
@@ -116,13 +119,13 @@ def propagate(
         clock("propagation", began)
         for now, behind in zip(block, later, strict=False):
             began = time.perf_counter()
-            chain = _start(now.hole)
+            chain = _start(now.closed)
             if last is not None and now.back is not None:
                 holes = now.small_hole | last[0].small_hole
-                chain = _follow(now.hole, last[1], ground_flow(now.back, holes), last[0].index)
+                chain = _follow(now.closed, last[1], ground_flow(now.back, holes), last[0].index)
             past[now.index] = now.frame
             pictures = past | {item.index: item.frame for item in ahead}
-            known, trust = _gather(now.frame, (chain, behind), pictures)
+            known, trust = _gather(now, (chain, behind), pictures)
             last = now, chain
             clock("propagation", began)
             yield Guided(now, known, trust)
@@ -131,43 +134,43 @@ def propagate(
         ahead = ahead[BLOCK:]
 
 
-def _start(hole: np.ndarray) -> _Chain:
+def _start(closed: np.ndarray) -> _Chain:
     """A chain in which nothing is seen."""
-    count = int(np.count_nonzero(hole))
+    count = int(np.count_nonzero(closed))
     return _Chain(
-        hole, np.full(count, -1, np.int32), np.zeros((count, 2), np.float32), np.zeros(count, np.float32)
+        closed, np.full(count, -1, np.int32), np.zeros((count, 2), np.float32), np.zeros(count, np.float32)
     )
 
 
 def _backwards(frames: list[Tracked]) -> list[_Chain]:
     """The chain of each frame to those after it."""
-    chains = [_start(frames[-1].hole)]
+    chains = [_start(frames[-1].closed)]
     for now, after in zip(reversed(frames[:-1]), reversed(frames[1:]), strict=True):
         assert after.forth is not None
         flow = ground_flow(after.forth, now.small_hole | after.small_hole)
-        chains.append(_follow(now.hole, chains[-1], flow, after.index))
+        chains.append(_follow(now.closed, chains[-1], flow, after.index))
     return chains[::-1]
 
 
-def _follow(hole: np.ndarray, there: _Chain, flow: np.ndarray, index: int) -> _Chain:
+def _follow(closed: np.ndarray, there: _Chain, flow: np.ndarray, index: int) -> _Chain:
     """The chain of a frame from that of its neighbour `index` and the flow to it."""
-    height, width = hole.shape
-    y, x = np.nonzero(hole)
+    height, width = closed.shape
+    y, x = np.nonzero(closed)
     if not len(y):
-        return _start(hole)
+        return _start(closed)
     scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
     at = np.stack([x, y], axis=-1).astype(np.float32)
     moved = at + _at_points(flow, (at + 0.5) / scale - 0.5) * scale
     nearest = np.round(moved).astype(np.int64)
     inside = (moved >= 0).all(-1) & (moved[:, 0] <= width - 1) & (moved[:, 1] <= height - 1)
     column, row = np.clip(nearest[:, 0], 0, width - 1), np.clip(nearest[:, 1], 0, height - 1)
-    hidden = there.hole[row, column]
-    chain = _start(hole)
+    hidden = there.closed[row, column]
+    chain = _start(closed)
     shown = inside & ~hidden
     chain.source[shown], chain.where[shown], chain.steps[shown] = index, moved[shown], 1
     if len(there.source):
-        order = np.full(hole.shape, -1, np.int32)
-        order[there.hole] = np.arange(len(there.source), dtype=np.int32)
+        order = np.full(closed.shape, -1, np.int32)
+        order[there.closed] = np.arange(len(there.source), dtype=np.int32)
         k = np.flatnonzero(inside & hidden)
         link = order[row[k], column[k]]
         known = there.source[link] >= 0
@@ -179,26 +182,28 @@ def _follow(hole: np.ndarray, there: _Chain, flow: np.ndarray, index: int) -> _C
 
 
 def _gather(
-    frame: np.ndarray, chains: tuple[_Chain, _Chain], pictures: dict[int, np.ndarray]
+    now: Tracked, chains: tuple[_Chain, _Chain], pictures: dict[int, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The hole's pixels from where both directions see them; see `Guided`."""
-    hole = chains[0].hole
-    known, trust = frame.copy(), np.ones(hole.shape, np.float32)
-    count = len(chains[0].source)
+    hole = now.hole
+    known, trust = now.frame.copy(), np.ones(hole.shape, np.float32)
+    inner = hole[chains[0].closed]  # of the closed pixels, those of the hole
+    count = int(np.count_nonzero(inner))
     if not count:
         return known, trust
     colours = np.zeros((2, count, 3), np.float32)
     weights = np.zeros((2, count), np.float32)
     for side, chain in enumerate(chains):
-        for source in np.unique(chain.source[chain.source >= 0]):
-            k = np.flatnonzero(chain.source == source)
-            colours[side, k] = _at_points(pictures[int(source)], chain.where[k], how=cv2.INTER_CUBIC)
-            weights[side, k] = chain.steps[k] ** -1.5
+        seen_in, where, steps = chain.source[inner], chain.where[inner], chain.steps[inner]
+        for source in np.unique(seen_in[seen_in >= 0]):
+            k = np.flatnonzero(seen_in == source)
+            colours[side, k] = _at_points(pictures[int(source)], where[k], how=cv2.INTER_CUBIC)
+            weights[side, k] = steps[k] ** -1.5
     total = weights.sum(axis=0)
     seen = total > 0
     mean = (colours * weights[..., None]).sum(axis=0) / np.maximum(total, 1e-9)[:, None]
     apart = np.abs(colours[0] - colours[1]).mean(-1) * (weights > 0).all(axis=0)
-    inside = frame[hole]
+    inside = now.frame[hole]
     inside[seen] = mean[seen].round().clip(0, 255).astype(np.uint8)
     known[hole] = inside
     trust[hole] = np.where(seen, 1 / (1 + (apart / AGREE) ** 2), 0)
@@ -220,7 +225,7 @@ def _rebase(
     now, chain = last
     old = (chain.source >= 0) & (chain.source < before)
     if old.any():
-        y, x = np.nonzero(chain.hole)
+        y, x = np.nonzero(chain.closed)
         at = np.stack([x, y], axis=-1).astype(np.float32)
         chain.source[old], chain.where[old] = now.index, at[old]
         past[now.index] = known

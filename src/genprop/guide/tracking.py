@@ -5,7 +5,7 @@ ground's flow. The edit is where the video differs from that prediction, near wh
 last mask, and where it looks like the object did. `inputs` lays all of that into a crop around the object,
 the network decides, and the prediction replaces what it found: that is the next clean frame.
 
-All of it is at the size that motion is measured at (`motion.SIDE`). Shapes: h w pixels of a frame at that size.
+All of it is at the size that motion is measured at (`motion.SIDE`): frames of h w pixels.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class State:
 
 
 def begin(frame: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> State:
-    """The first frame: the frame and the edited one, uint8 `[h, w, 3]`, and its mask, bool `[h, w]`, not empty."""
+    """Of the first frame: it and the edited one, uint8 `[h, w, 3]`, and its mask, bool `[h, w]`, not empty."""
     centre, extent = _place(mask)
     region = around(centre, extent)
     first = remember(frame, mask.astype(np.float32), region)

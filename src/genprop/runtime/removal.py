@@ -9,7 +9,7 @@ frames, so memory does not grow with the video. `remove` does it for frames in a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -54,9 +54,13 @@ class Finished:
 
 @dataclass
 class Seconds:
-    """The time that each stage took, in seconds; stages that ran at once are counted twice."""
+    """The time that each stage took, in seconds; stages that ran at once are counted twice.
+
+    And how often the network ran.
+    """
 
     by_stage: dict[str, float] = field(default_factory=dict)
+    evaluations: int = 0
 
     def add(self, stage: str, began: float) -> None:
         self.by_stage[stage] = self.by_stage.get(stage, 0.0) + time.perf_counter() - began
@@ -72,7 +76,7 @@ def stream_removal(
     sampling: Sampling | None = None,
     seed: int = 0,
     seconds: Seconds | None = None,
-) -> Iterator[Finished]:
+) -> Generator[Finished]:
     """The frames of a video without the object, in order, as they become known.
 
     Args:
@@ -138,17 +142,23 @@ class _Windows:
         began = time.perf_counter()
         before = [] if self._last is None else [_as_guided(self._last, window[0])]
         first = window[0].known if self._last is None else self._last.frame
-        frames = generate(
+        frames, evaluations = generate(
             self._stages, [*before, *window], first, sampling=self._sampling, generator=self._generator
-        )[len(before) :]
+        )
+        self._clock.evaluations += evaluations
         self._clock.add("model", began)
-        return [frame if count else None for frame, count in zip(frames, hidden, strict=True)]
+        pairs = zip(frames[len(before) :], hidden, strict=True)
+        return [frame if count else None for frame, count in pairs]
 
 
 def _as_guided(last: Finished, like: Guided) -> Guided:
     """The last finished frame as the first of a window: all of it is known."""
     tracked = replace(
-        like.tracked, index=last.index, frame=last.frame, original=last.original, hole=np.zeros_like(last.hole)
+        like.tracked,
+        index=last.index,
+        frame=last.frame,
+        original=last.original,
+        hole=np.zeros_like(last.hole),
     )
     return Guided(tracked, last.frame, np.ones(last.hole.shape, np.float32))
 

@@ -1,4 +1,4 @@
-"""Which frames a person should look at: where the tracker is unsure, the mask jumps or is gone, or much is guessed.
+"""Which frames a person should look at: the tracker is unsure, the mask jumps or is gone, much is guessed.
 
 A frame is kept as a small picture, its mask outlined; the worst `MOST` of them, so that memory is bounded.
 """
@@ -83,9 +83,7 @@ class Review:
         partial.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
         os.replace(partial, folder / "review.json")
         if self._doubts:
-            rows = [
-                (f"frame {d.index}: {'; '.join(d.reasons)}", d.picture[None]) for d in self._doubts
-            ]
+            rows = [(f"frame {d.index}: {'; '.join(d.reasons)}", d.picture[None]) for d in self._doubts]
             write_image(folder / "review.png", contact_sheet(rows, height=SIDE * 2 // 3))
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from genprop.codec import count_packets
 from genprop.errors import GenPropError
 from genprop.guide.edit import edit_mask
-from genprop.guide.guide import Masks
 from genprop.runtime.propagate import Model, check_guidance, check_task
 from genprop.runtime.removal import Finished, Seconds, check_first_mask, stream_removal
 from genprop.runtime.review import Review
@@ -31,7 +31,6 @@ from genprop.video import (
     fill_first_frame,
     open_frames,
     open_masks,
-    read_clip,
     read_image,
     read_mask,
     write_frames,
@@ -99,8 +98,8 @@ def run_video(
         given = None if mask is None else read_mask(mask, size=size)
         every = None
         if masks is not None:
-            known = len(list(video.iterdir())) if False else None
-            every = stack.enter_context(open_masks(masks, height=size[0], width=size[1], frames=known))
+            count = count_packets(video) if video.is_file() else reader.expected
+            every = stack.enter_context(open_masks(masks, height=size[0], width=size[1], frames=count))
         if guide and given is None and (every is None or every.get(0) is None):
             given = edit_mask(first, picture) if picture is not None else None
             check_first_mask(given)
@@ -112,13 +111,8 @@ def run_video(
             check_task(task, known=model.stages.config.net.tasks)
             check_guidance(guidance, model.stages)
             evaluations_of(model.stages, steps)
-        if not guide:
-            assert model is not None
-            result, seconds = _alone(
-                model, video, first, picture, given, steps, seed, task, guidance, composite, progress
-            )
-        else:
-            began, seconds = time.perf_counter(), Seconds()
+        began, seconds = time.perf_counter(), Seconds()
+        if guide:
 
             def masks_of(index: int) -> np.ndarray | None:
                 found = None if every is None else every.get(index)
@@ -137,11 +131,114 @@ def run_video(
                 seed=seed,
                 seconds=seconds,
             )
-        document = _write(result, reader, target, sound, save_mask, save_first, review, progress)
+        else:
+            assert model is not None
+            clip = Clip(np.stack([first, *frames]), reader.fps, video)
+            edit = picture if picture is not None else fill_first_frame(first, _known(given))
+            options = {
+                "steps": steps,
+                "seed": seed,
+                "task": task,
+                "guidance": guidance,
+                "composite": composite,
+            }
+            result = _alone(model, clip, edit, options, seconds)
+        look = Review()
+        document = _write(
+            result,
+            reader,
+            target,
+            sound=sound,
+            save_mask=save_mask,
+            save_first=save_first,
+            look=look,
+            seconds=seconds,
+            progress=progress,
+        )
         if every is not None:
             every.finish(document["frames"])
+        if review is not None:
+            look.write(review)
     seconds.add("total", began)
-    return document
+    return {
+        **document,
+        "backend": "none" if model is None else model.stages.backend,
+        "why": "the guide alone" if model is None else model.stages.why,
+        "evaluations": seconds.evaluations,
+        "seconds": {stage: round(value, 3) for stage, value in seconds.by_stage.items()},
+        "review": look.document(),
+    }
+
+
+def _write(
+    result: Generator[Finished],
+    reader: VideoReader,
+    target: Path,
+    *,
+    sound: Path | None,
+    save_mask: Path | None,
+    save_first: Path | None,
+    look: Review,
+    seconds: Seconds,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Every frame as it is finished, into the files that are asked for; they appear whole, at the end."""
+    size = {"height": reader.height, "width": reader.width, "fps": reader.fps}
+    count, edited, sure, unseen = 0, 0.0, 0.0, 0.0
+    with ExitStack() as stack:
+        writer = stack.enter_context(write_frames(target, audio_from=sound, **size))
+        masks = stack.enter_context(write_frames(save_mask, **size)) if save_mask is not None else None
+        stack.enter_context(closing(result))  # first to be closed: its threads read what the others hold
+        first = None
+        for frame in result:
+            began = time.perf_counter()
+            writer.write(frame.frame)
+            if masks is not None:
+                masks.write(np.repeat(frame.mask[..., None].astype(np.uint8) * 255, 3, axis=-1))
+            first = frame.frame if first is None else first
+            look.add(frame)
+            count, edited = count + 1, edited + float(frame.mask.mean())
+            sure, unseen = sure + frame.confidence, unseen + frame.unseen
+            seconds.add("writing", began)
+            if progress is not None:
+                progress(count, reader.expected)
+        if save_first is not None and first is not None:
+            write_image(save_first, first)
+    return {
+        "out": str(target),
+        "frames": count,
+        "height": reader.height,
+        "width": reader.width,
+        "fps": float(reader.fps),
+        "edited_share": edited / count,
+        "confidence": sure / count,
+        "unseen_share": unseen / count,
+    }
+
+
+def _alone(
+    model: Model, clip: Clip, edited: np.ndarray, options: dict[str, Any], seconds: Seconds
+) -> Generator[Finished]:
+    """The model without the guide, as if it streamed: it holds the whole clip."""
+    done = model.propagate(clip, edited, **options)
+    seconds.evaluations = done.evaluations
+    seconds.by_stage |= {stage: value for stage, value in done.seconds.items() if stage != "total"}
+    everywhere = np.ones(clip.frames.shape[1:3], bool)
+    for index, (frame, mask) in enumerate(zip(done.frames, done.mask, strict=True)):
+        yield Finished(index, frame, clip.frames[index], mask > 0.5, everywhere, 1.0, 0.0)
+
+
+def _known(mask: np.ndarray | None) -> np.ndarray:
+    """A mask that has to be there.
+
+    Raises:
+        GenPropError: there is none.
+    """
+    if mask is None:
+        raise GenPropError(
+            "the model alone knows no --masks: expected --edited or --mask", "Leave out --no-guide."
+        )
+    return mask
 
 
 def beside(video: Path) -> Path:

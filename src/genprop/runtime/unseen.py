@@ -60,8 +60,10 @@ def generate(
     *,
     sampling: Sampling,
     generator: torch.Generator,
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], int]:
     """The model's frames of a window, float32 `[H, W, 3]` each, of use where its crop is.
+
+    Returns them, and how often the network ran.
 
     Args:
         window: at most as many frames as the model has; the first of them is finished.
@@ -96,4 +98,4 @@ def generate(
         large = cv2.resize(small, (region.width, region.height), interpolation=cv2.INTER_CUBIC)
         region.paste(large, frame)
         made.append(frame)
-    return made
+    return made, done.evaluations
