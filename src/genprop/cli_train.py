@@ -72,6 +72,10 @@ def train(
     settings = load_config(config, overrides or ())
     name = base if base is not None else settings.base.path
     if dry_run:
+        if stage is Stage.tracker:
+            raise GenPropError(
+                "--dry-run plans no tracker: it needs about 3 GB and no GPU", "Leave --dry-run out."
+            )
         return show(plan(settings, stage=stage.value, base=name, how=here()), as_json=as_json)
     check_folder(out)
     log_to_stderr()

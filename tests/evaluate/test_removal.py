@@ -200,6 +200,19 @@ def test_what_a_later_frame_shows_is_seen() -> None:
     assert staying[3].sum() > 40 and leaving[3].sum() < 10
 
 
+def test_what_something_of_the_ground_covered_is_unseen() -> None:
+    """A block of the ground's own moves on; what it uncovers in the hole, no frame shows."""
+    block, truth = texture(11, height=40, width=40), panned(5)
+    for t, frame in enumerate(truth):
+        frame[30:70, 40 + 6 * t : 80 + 6 * t] = block
+    hole = np.zeros((FRAMES, *SIZE), bool)
+    hole[:, 38:62, 46:70] = True
+    hidden = unseen(removal_of(truth, hole))
+    assert hidden[7, 40:60, 48:68].mean() > 0.6
+    hole[7] = False  # the last frame shows what was uncovered there
+    assert unseen(removal_of(truth, hole))[6, 40:60, 48:68].mean() < 0.1
+
+
 def test_rows_of_the_baselines() -> None:
     removal = next(pasted_removals(CLIPS, pairs=1, frames=4, seed=0))
     rows = methods(("identity", "frozen", "telea", "shiftmap"), None, steps=None)
@@ -260,7 +273,7 @@ def test_tracked_clips_without_an_object_in_the_first_frame_are_refused(tmp_path
 def test_the_masks_of_a_natural_object_are_followed(tmp_path: Path) -> None:
     """A bright square over a still ground, whose first frame is painted by the tool itself."""
     mask = square(frames=5)
-    frames = np.where(mask[..., None], np.uint8([250, 240, 40]), panned(3, frames=5))
+    frames = np.where(mask[..., None], np.array([250, 240, 40], np.uint8), panned(3, frames=5))
     document = run_tracked([RealClip("car", frames, (mask, mask))], most=4, out=tmp_path, say=lambda _: None)
     assert document["rows"].keys() == {"car, 0", "car, 1", "mean"}
     row = document["rows"]["car, 0"]

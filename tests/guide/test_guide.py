@@ -114,9 +114,9 @@ def test_an_edit_is_where_the_frames_differ() -> None:
     edited[20:40, 30:50] = 20
     mask = edit_mask(frame, edited)
     assert mask[20:40, 30:50].all() and not mask[:, :22].any() and not mask[:12].any()
-    with pytest.raises(GenPropError, match="equals the video's first frame"):
+    with pytest.raises(GenPropError, match="equals the video"):
         edit_mask(frame, frame)
-    with pytest.raises(GenPropError, match="differs from the video's first frame on [0-9]+%"):
+    with pytest.raises(GenPropError, match=r"differs from the video's first frame on \d+%"):
         edit_mask(frame, 255 - frame // 4)
 
 

@@ -268,7 +268,7 @@ def _recorded_by_a_camera(
     def shot(frame: np.ndarray, gain: float) -> np.ndarray:
         noisy = frame * gain + grain.standard_normal(frame.shape, np.float32) * noise
         _, data = cv2.imencode(".jpg", noisy.round().clip(0, 255).astype(np.uint8), [1, quality])
-        return cv2.imdecode(data, cv2.IMREAD_COLOR)
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
 
     shots = np.stack([shot(f, float(g)) for f, g in zip(frames, drift, strict=True)])
     first = shot(first, 1.0)

@@ -43,7 +43,7 @@ def run_pasted(
     recipes = []
     for index, removal in enumerate(pasted_removals(clips, pairs=pairs, frames=frames, seed=seed)):
         hidden = unseen(removal)
-        shown: list[tuple[str, np.ndarray]] = [("video", removal.video), ("truth", removal.truth)]
+        shown = [("video", removal.video), ("truth", removal.truth), ("unseen", hidden)]
         for name, method in rows.items():
             done = method(removal)
             found = clip_figures(done.frames, removal.truth, hole=removal.hole, unseen=hidden)
@@ -53,7 +53,7 @@ def run_pasted(
             found["seconds_a_frame"] = done.seconds / len(removal.video)
             figures[name].append(found)
             shown.append((name, done.frames))
-        share = float(hidden.sum() / removal.hole[1:].sum())
+        share = float(hidden.sum() / max(removal.hole[1:].sum(), 1))
         recipes.append({"name": removal.name, **removal.recipe, "unseen": share})
         _sheet(out / f"{index:02d}-{removal.name.replace(' ', '-')}.png", shown, removal.name)
         say(_line(index, removal, figures))

@@ -11,7 +11,7 @@ from genprop.guide.geometry import grow
 LEAST = 12.0
 """Grey levels that an edit differs by at least; an editor's own compression stays below."""
 NOISE, MOST = 6.0, 60.0
-"""An edit also differs by so many times what most of the frame does; more than the second is always an edit."""
+"""An edit also differs by so many times what most of the frame does, but no more than the second."""
 SPECK = 2e-4
 """Spots of a smaller share of the frame are none."""
 WHOLE = 0.8

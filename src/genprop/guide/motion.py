@@ -100,7 +100,7 @@ def camera(here: np.ndarray, there: np.ndarray) -> np.ndarray | None:
 
 
 def _follow_corners(here: np.ndarray, there: np.ndarray, corners: np.ndarray) -> tuple:
-    """Where corners of one grey frame are in another, whether each was found, and its error (Lucas-Kanade)."""
+    """Where corners of one grey frame are in another, whether each was found, its error (Lucas-Kanade)."""
     return cv2.calcOpticalFlowPyrLK(here, there, corners, corners.copy(), winSize=(21, 21), maxLevel=4)
 
 

@@ -71,7 +71,7 @@ class State:
 
 
 def begin(frame: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> State:
-    """Of the first frame: it and the edited one, uint8 `[h, w, 3]`, and its mask, bool `[h, w]`, not empty."""
+    """Of the first frame: it and the edited one, uint8 `[h, w, 3]`, and its mask, bool `[h, w]`."""
     centre, extent = _place(mask)
     region = around(centre, extent)
     first = remember(frame, mask.astype(np.float32), region)
