@@ -117,7 +117,7 @@ def train_tracker(
 
     def validate(step: int) -> Validation:
         objective.eval()
-        batches = [[held_out[i] for i in range(j, j + 8)] for j in range(0, HELD_OUT, 8)]
+        batches = [[held_out[i] for i in range(j, min(j + 8, HELD_OUT))] for j in range(0, HELD_OUT, 8)]
         terms = [objective(batch, Draws.of(0, len(batch))) for batch in batches]
         means = {name: float(np.mean([float(term[name]) for term in terms])) for name in terms[0]}
         rows = [
