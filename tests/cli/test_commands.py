@@ -143,6 +143,13 @@ def test_export_and_run_what_was_exported(
     assert manifest["checks"] and all(check["error"] < 1e-4 for check in manifest["checks"])
     assert {path.name for path in export.iterdir()} == {*manifest["files"], "manifest.json"}
     document = genprop(
-        "run", tmp_path / "clip.mp4", "--edited", tmp_path / "edited.png", "--model", export, "--json"
+        "run",
+        tmp_path / "clip.mp4",
+        "--no-guide",
+        "--edited",
+        tmp_path / "edited.png",
+        "--model",
+        export,
+        "--json",
     ).document
     assert (document["backend"], document["evaluations"], document["frames"]) == ("onnxruntime", 8, 4)

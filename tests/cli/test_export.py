@@ -51,7 +51,7 @@ def test_run_refuses_what_the_model_has_not(
     refused: Refused, clip: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], naming: list[str]
 ) -> None:
     write_image(tmp_path / "edited.png", clip()[0])
-    given = ("run", tmp_path / "clip.mp4", "--edited", tmp_path / "edited.png")
+    given = ("run", tmp_path / "clip.mp4", "--no-guide", "--edited", tmp_path / "edited.png")
     refused(*given, *arguments, naming=naming)
 
 
@@ -59,7 +59,15 @@ def test_run_at_another_size_and_says_why_this_backend(
     genprop: Genprop, clip: Callable[..., Any], tmp_path: Path
 ) -> None:
     write_image(tmp_path / "edited.png", clip()[0])
-    given = ("run", tmp_path / "clip.mp4", "--edited", tmp_path / "edited.png", "--size", "64x80")
+    given = (
+        "run",
+        tmp_path / "clip.mp4",
+        "--no-guide",
+        "--edited",
+        tmp_path / "edited.png",
+        "--size",
+        "64x80",
+    )
     document = genprop(*given, "--steps", "1", "--json").document
     assert document["why"].startswith("bundle on") and document["evaluations"] >= 1
 
@@ -69,7 +77,10 @@ def test_an_export_without_checks_is_run_only_when_told_to(
     genprop: Genprop, refused: Refused, students: dict[str, Path], clip: Callable[..., Any], tmp_path: Path
 ) -> None:
     write_image(tmp_path / "edited.png", clip()[0])
-    export, video = tmp_path / "export", ("run", tmp_path / "clip.mp4", "--edited", tmp_path / "edited.png")
+    export, video = (
+        tmp_path / "export",
+        ("run", tmp_path / "clip.mp4", "--no-guide", "--edited", tmp_path / "edited.png"),
+    )
     genprop("export", students["everywhere"], "--out", export, "--no-verify")
     assert read_manifest(export).checks == ()
     refused(*video, "--model", export, naming=["without verification", "--unverified"])

@@ -118,7 +118,7 @@ def test_the_bundle_runs(genprop: Genprop, trained: Path, davis: Path, tmp_path:
     mask = tmp_path / "mask.png"
     cv2.imwrite(str(mask), np.pad(np.full((20, 20), 255, np.uint8), ((10, 42), (10, 66))))
     outcome = genprop(
-        "run", clip, "--mask", mask, "--model", trained / "teacher", "--steps", 1, "--seed", 0,
+        "run", clip, "--no-guide", "--mask", mask, "--model", trained / "teacher", "--steps", 1, "--seed", 0,
         "--out", tmp_path / "out.mp4", "--json",
     )  # fmt: skip
     assert outcome.document["evaluations"] == 4  # two windows of three frames, two evaluations each

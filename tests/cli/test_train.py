@@ -144,7 +144,7 @@ def test_what_was_trained_runs(
     write_image(tmp_path / "edited.png", frames[0])
     chosen = () if steps is None else ("--steps", steps)
     document = genprop(
-        "run", tmp_path / "clip.mp4", "--edited", tmp_path / "edited.png", *chosen,
+        "run", tmp_path / "clip.mp4", "--no-guide", "--edited", tmp_path / "edited.png", *chosen,
         "--model", runs / stage / stage, "--json",
     ).document  # fmt: skip
     assert document["evaluations"] == evaluations
@@ -179,7 +179,7 @@ def test_a_student_that_is_told_its_scale_follows_it(
     frames = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
     write_clip(tmp_path / "clip.mp4", frames, fps=Fraction(12))
     write_image(tmp_path / "edited.png", frames[0])
-    model = ("--edited", tmp_path / "edited.png", "--model", runs / "told" / "student")
+    model = ("--no-guide", "--edited", tmp_path / "edited.png", "--model", runs / "told" / "student")
     assert genprop("run", tmp_path / "clip.mp4", *model, "--guidance", 1.7, "--json").code == 0
     refused = genprop("run", tmp_path / "clip.mp4", *model, "--guidance", 9.0)
     assert refused.code == 1 and "expected one from 1 to 2" in refused.err

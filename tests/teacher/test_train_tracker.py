@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -31,7 +32,7 @@ def sequence(seed: int, frames: int = 3) -> Sequence:
         masks[t, 30:60, 40 + 4 * t : 75 + 4 * t] = True
         shots[t][masks[t]] = (200, 30, 40)
     greys = [grey(frame) for frame in shots]
-    flows = np.stack([flow(b, a) for a, b in zip(greys[:-1], greys[1:], strict=True)])
+    flows = np.stack([flow(b, a) for a, b in itertools.pairwise(greys)])
     return Sequence(shots, masks, ground, flows)
 
 
