@@ -25,6 +25,8 @@ COLUMNS = {
     "iou": "IoU",
     "boundary": "F",
     "seconds_a_frame": "s a frame",
+    "better_than_frozen": "> frozen",
+    "better_than_telea": "> Telea",
 }
 
 
@@ -122,12 +124,16 @@ def clips_left_out(folder: Path, *, only: Sequence[str], exclude: Sequence[str])
 
 
 def table(document: dict[str, Any]) -> Table:
-    """The rows of a document; intervals are in the JSON."""
+    """The rows of a document; of the hole with its interval, the others' are in the JSON."""
     rows: dict[str, dict[str, Any]] = document["rows"]
     keys = list(COLUMNS) if document["protocol"] == "pasted" else list(next(iter(rows.values()), {}))
     shown = Table("", *(COLUMNS.get(key, key.replace("_", " ")) for key in keys), box=SIMPLE_HEAD)
     for name, row in rows.items():
-        shown.add_row(name, *(_number(row.get(key)) for key in keys))
+        cells = [_number(row.get(key)) for key in keys]
+        if document["protocol"] == "pasted":
+            _, low, high = row["hole"]
+            cells[0] += f" ({_number(low)} to {_number(high)})"
+        shown.add_row(name, *cells)
     return shown
 
 

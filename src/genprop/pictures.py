@@ -27,7 +27,10 @@ _ORIENTATION = 0x0112  # the EXIF tag; 5 and above turn a picture by a quarter
 def image_files(folder: Path) -> list[Path]:
     """The pictures of a folder in natural order (2 before 10); hidden files are no pictures."""
     found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"([0-9]+)", p.name)])
+    return sorted(
+        found,
+        key=lambda p: [int(s) if s.isdecimal() and s.isascii() else s for s in re.split(r"([0-9]+)", p.name)],
+    )
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -293,6 +293,8 @@ def test_the_command_prints_one_document(tmp_path: Path) -> None:
     assert {document["pairs"][0]["source"], document["pairs"][0]["ground"]} == {"car", "cat"}
     assert json.loads((out / "eval.json").read_text()) == document
     assert "hole dB" in done.stderr and "telea" in done.stderr
+    mean, low, high = document["rows"]["telea"]["hole"]
+    assert f"{mean:.4g} ({low:.4g} to {high:.4g})" in done.stderr
 
 
 @pytest.mark.parametrize(

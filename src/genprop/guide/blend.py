@@ -112,8 +112,8 @@ def _exposure(values: np.ndarray, hole: np.ndarray, *, seen: np.ndarray) -> np.n
     """What to add to known pixels, fading from the hole's border, where all along it they are off by a step.
 
     Each side is extrapolated to the border from two bands, so that a slope is no step. There is a step only
-    if most of the border agrees on it, and the further bands show it, too: an object's soft edge, just outside
-    of the hole, is none.
+    if most of the border agrees on it, and the further bands show it, too: an object's soft edge, just
+    outside of the hole, is none.
     """
     depth = cv2.distanceTransform(hole.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     height = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
@@ -159,8 +159,9 @@ def _missing_grain(
 
 
 _SAME = np.linspace(0, 0.95, 96)
-"""Correlations of neighbours; and the ratio of second differences, over one and two pixels, that each makes."""
+"""How far neighbours are alike."""
 _RATIOS = (6 - 8 * _SAME + 2 * _SAME**4) / (6 - 8 * _SAME**4 + 2 * _SAME**16)
+"""Of the variances of second differences over one pixel and over two, for each."""
 
 
 def grain(image: np.ndarray, where: np.ndarray) -> tuple[float, float]:

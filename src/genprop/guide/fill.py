@@ -137,7 +137,7 @@ def _pieces(crop: np.ndarray, gap: np.ndarray, *, size: int) -> _Pieces | None:
     """
     height, width = gap.shape[0] // size, gap.shape[1] // size
     cells = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
-    hollow = gap.reshape(height, size, width, size).any((1, 3))
+    hollow = np.asarray(gap.reshape(height, size, width, size).any((1, 3)))
     if min(height, width) < 16 or hollow.sum() < 16 or (~hollow).sum() < 256:
         return None
     core = shrink(hollow, RIM + 0.2)
@@ -176,9 +176,9 @@ def _complete(shift: np.ndarray, hollow: np.ndarray, *, copied: np.ndarray) -> t
     for _ in range(4):
         if not copied.any() or copied.sum() == hollow.sum():
             break
-        _, nearest = cv2.distanceTransformWithLabels(
-            (~copied).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-        )
+        away = (~copied).astype(np.uint8)
+        _, labels = cv2.distanceTransformWithLabels(away, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+        nearest = labels.astype(np.intp)
         table = np.zeros((int(nearest.max()) + 1, 2), int)
         table[nearest[copied]] = shift[copied]
         guess = table[nearest]

@@ -187,7 +187,7 @@ def remove(
     *,
     edited: np.ndarray | None = None,
     masks: Mapping[int, np.ndarray],
-    stages: Stages | None,
+    stages: Stages | None = None,
     steps: int | None = None,
     seed: int = 0,
 ) -> Removed:
