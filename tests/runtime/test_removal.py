@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -160,7 +161,7 @@ def test_what_cannot_be_followed_is_refused_and_leaves_nothing(
     write_image(files / "first_frame.png", first)
     (files / "late").mkdir()
     (files / "masks" / "frame_0005.png").rename(files / "late" / "frame_0005.png")
-    paths = {
+    paths: dict[str, Any] = {
         name: files / (f"{value}.png" if value == "first_frame" else value) for name, value in given.items()
     }
     before = sorted(path.name for path in files.iterdir())

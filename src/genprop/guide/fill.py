@@ -279,5 +279,5 @@ def _enlarge(cells: np.ndarray, size: int) -> np.ndarray:
 
 def _nothing_left() -> GenPropError:
     return GenPropError(
-        "the mask covers the whole frame, expected something around it to fill from", "Mask the object only."
+        "the mask covers the whole frame, nothing is left to fill from", "Mask the object only."
     )

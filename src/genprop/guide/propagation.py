@@ -16,11 +16,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from genprop.guide.geometry import sample
+from genprop.guide.geometry import grid, sample
 from genprop.guide.motion import ground_flow
 
 BLOCK = 16
@@ -29,6 +30,10 @@ REACH = 24
 
 AGREE = 24.0
 """Where the two directions differ by this much, in grey levels, they are trusted half as much."""
+
+
+SLACK = 0.5
+"""Two flows agree that miss each other by this, in squared pixels, and by a hundredth of their own."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ def propagate(
 ) -> Generator[Guided]:
     """Fill the holes of a video, frame by frame in order, in bounded memory."""
     ahead: list[Tracked] = []
+    steps: dict[int, _Step] = {}
+    before: Tracked | None = None
     past: dict[int, np.ndarray] = {}
     last: tuple[Tracked, _Chain] | None = None
     stream = iter(frames)
@@ -110,19 +117,23 @@ def propagate(
             if following is None:
                 done = True
             else:
+                began = time.perf_counter()
+                if before is not None:
+                    steps[following.index] = _step(before, following)
+                before = following
                 ahead.append(following)
+                clock("propagation", began)
         if not ahead:
             return
         block = ahead[:BLOCK]
         began = time.perf_counter()
-        later = _backwards(ahead)
+        later = _backwards(ahead, steps)
         clock("propagation", began)
         for now, behind in zip(block, later, strict=False):
             began = time.perf_counter()
             chain = _start(now.closed)
-            if last is not None and now.back is not None:
-                holes = now.small_hole | last[0].small_hole
-                chain = _follow(now.closed, last[1], ground_flow(now.back, holes), last[0].index)
+            if last is not None:
+                chain = _follow(now.closed, last[1], steps.pop(now.index).back, last[0].index)
             past[now.index] = now.frame
             pictures = past | {item.index: item.frame for item in ahead}
             known, trust = _gather(now, (chain, behind), pictures)
@@ -134,6 +145,34 @@ def propagate(
         ahead = ahead[BLOCK:]
 
 
+class _Flow(NamedTuple):
+    """The ground's flow to a neighbour, float32 `[h, w, 2]`, and where it is believed, bool `[h, w]`."""
+
+    flow: np.ndarray
+    sure: np.ndarray
+
+
+class _Step(NamedTuple):
+    """The ground's motion between a frame and the one before: `back` from it, `forth` to it."""
+
+    back: _Flow
+    forth: _Flow
+
+
+def _step(before: Tracked, now: Tracked) -> _Step:
+    """Both flows, completed in the holes, and where following one and then the other leads back."""
+    assert now.back is not None and now.forth is not None
+    holes = now.small_hole | before.small_hole
+    back, forth = ground_flow(now.back, holes), ground_flow(now.forth, holes)
+    return _Step(_Flow(back, _returns(back, forth)), _Flow(forth, _returns(forth, back)))
+
+
+def _returns(there: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """Whether a flow and its reverse agree (Sundaram et al. 2010, eq. 5): what they do not, is covered up."""
+    error = np.square(there + sample(back, grid(*there.shape[:2]) + there)).sum(-1)
+    return error < SLACK + 0.01 * (np.square(there).sum(-1))
+
+
 def _start(closed: np.ndarray) -> _Chain:
     """A chain in which nothing is seen."""
     count = int(np.count_nonzero(closed))
@@ -142,27 +181,28 @@ def _start(closed: np.ndarray) -> _Chain:
     )
 
 
-def _backwards(frames: list[Tracked]) -> list[_Chain]:
+def _backwards(frames: list[Tracked], steps: dict[int, _Step]) -> list[_Chain]:
     """The chain of each frame to those after it."""
     chains = [_start(frames[-1].closed)]
     for now, after in zip(reversed(frames[:-1]), reversed(frames[1:]), strict=True):
-        assert after.forth is not None
-        flow = ground_flow(after.forth, now.small_hole | after.small_hole)
-        chains.append(_follow(now.closed, chains[-1], flow, after.index))
+        chains.append(_follow(now.closed, chains[-1], steps[after.index].forth, after.index))
     return chains[::-1]
 
 
-def _follow(closed: np.ndarray, there: _Chain, flow: np.ndarray, index: int) -> _Chain:
+def _follow(closed: np.ndarray, there: _Chain, step: _Flow, index: int) -> _Chain:
     """The chain of a frame from that of its neighbour `index` and the flow to it."""
     height, width = closed.shape
     y, x = np.nonzero(closed)
     if not len(y):
         return _start(closed)
+    flow, sure = step
     scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
     at = np.stack([x, y], axis=-1).astype(np.float32)
     moved = at + _at_points(flow, (at + 0.5) / scale - 0.5) * scale
     nearest = np.round(moved).astype(np.int64)
     inside = (moved >= 0).all(-1) & (moved[:, 0] <= width - 1) & (moved[:, 1] <= height - 1)
+    here = np.round((at + 0.5) / scale - 0.5).astype(np.int64)
+    inside &= sure[np.minimum(here[:, 1], sure.shape[0] - 1), np.minimum(here[:, 0], sure.shape[1] - 1)]
     column, row = np.clip(nearest[:, 0], 0, width - 1), np.clip(nearest[:, 1], 0, height - 1)
     hidden = there.closed[row, column]
     chain = _start(closed)
