@@ -166,6 +166,18 @@ def test_what_is_smooth_gets_the_grain_around_it(level: float, blur: float) -> N
     ).all()  # as film has it: of light, not of colour
 
 
+def test_texture_close_around_the_hole_is_not_taken_for_grain() -> None:
+    texture = 12 * cv2.GaussianBlur(np.random.default_rng(8).standard_normal((HEIGHT, WIDTH)), (0, 0), 1)
+    near = disc(74) & ~disc(35)  # all that lies within some pixels of the hole, but not the frame's sides
+    source = np.where(near, grainy(2)[..., 0] + texture, grainy(2)[..., 0]).round().clip(0, 255)
+    result = blend(
+        source.astype(np.uint8)[..., None].repeat(3, -1), hole=disc(35), known=flat(0), trust=trusted(0)
+    )
+    inner = result[..., 0].astype(np.float32)
+    inner -= cv2.GaussianBlur(inner, (0, 0), 3)  # the membrane's own slopes are no grain
+    assert inner[disc(28)].std() == pytest.approx(2, rel=0.25)
+
+
 def test_a_generated_picture_that_has_its_grain_gets_no_more_of_it() -> None:
     hole = disc(35)
     generated = grainy(3, seed=5).astype(np.float32)

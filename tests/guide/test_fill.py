@@ -115,7 +115,9 @@ def test_no_hole_changes_nothing_and_a_hole_of_everything_is_an_error() -> None:
     assert np.array_equal(paint(image, ~everything), image)
     assert np.array_equal(membrane(noise(), ~everything), noise())
     for function, values in ((paint, image), (membrane, noise())):
-        with pytest.raises(GenPropError, match="covers the whole frame") as error:
+        with pytest.raises(
+            GenPropError, match="covers the whole frame, nothing is left to fill from"
+        ) as error:
             function(values, everything)
         assert error.value.hint
 

@@ -40,12 +40,17 @@ GRAIN = 1.0
 """Grain below this, in grey levels, is none."""
 MOST_GRAIN = 4.0
 """What is above is taken for texture, which noise does not look like."""
-CALM = 0.2
-"""The share of a region, of the least contrast, whose grain is measured."""
+GRAIN_MARGIN = 96
+"""How far around the hole grain is measured, in pixels: a camera's grain is about the same all over a frame,
+and close to the hole there is often nothing but texture."""
+CALM = 0.05
+"""The share of a region, of the least contrast, whose grain is measured; a larger one takes in texture."""
 BLOCK = 15
 """Contrast is averaged over blocks of this side, in pixels."""
 LEAST_CALM = 100
 """Fewer pixels than these do not tell their grain."""
+LEAST_REGION = 500
+"""Nor does a region of fewer: all of it may be texture."""
 
 
 def blend(
@@ -83,7 +88,8 @@ def blend(
     values += _exposure(values, gap, seen=gap & (share == 1))
     if share.min() < 1:
         fill = _fill(values, None if generated is None else generated[rows, columns], open_=share < 1)
-        fill += _missing_grain(fill, patch, hole=gap, unseen=share == 0, seed=seed)
+        wide = box(hole, margin=GRAIN_MARGIN)
+        fill += _missing_grain(fill, source[wide], around=~hole[wide], unseen=share == 0, seed=seed)
         values = fill + share[..., None] * (values - fill)
     patch[gap] = values[gap].round().clip(0, 255).astype(np.uint8)
     return result
@@ -142,17 +148,17 @@ def _exposure(values: np.ndarray, hole: np.ndarray, *, seen: np.ndarray) -> np.n
 
 
 def _missing_grain(
-    fill: np.ndarray, source: np.ndarray, *, hole: np.ndarray, unseen: np.ndarray, seed: int
+    fill: np.ndarray, source: np.ndarray, *, around: np.ndarray, unseen: np.ndarray, seed: int
 ) -> np.ndarray | float:
     """The noise that the source has around the hole, and the fill lacks."""
     if unseen.sum() < LEAST_CALM:
         return 0.0
-    level, blur = grain(source.astype(np.float32), ~hole)
+    level, blur = grain(source.astype(np.float32), around)
     present, _ = grain(fill, unseen)
     lacking = np.sqrt(max(min(level, MOST_GRAIN) ** 2 - present**2, 0.0))
     if lacking < GRAIN:
         return 0.0
-    noise = np.random.default_rng(seed).standard_normal(hole.shape, np.float32)
+    noise = np.random.default_rng(seed).standard_normal(unseen.shape, np.float32)
     if blur > 0.3:
         noise = cv2.GaussianBlur(noise, (0, 0), blur)
     return (noise * np.float32(lacking / noise.std()))[..., None]
@@ -172,7 +178,7 @@ def grain(image: np.ndarray, where: np.ndarray) -> tuple[float, float]:
     so that edges and texture do not. A region that is too small has none.
     """
     where = shrink(where, 4)  # what is near the region is not of it
-    if where.sum() < LEAST_CALM / CALM:
+    if where.sum() < LEAST_REGION:
         return 0.0, 0.0
     grey = image.mean(axis=-1)
     sizes = []
@@ -184,7 +190,7 @@ def grain(image: np.ndarray, where: np.ndarray) -> tuple[float, float]:
     about = cv2.blur(np.where(where, sizes[0], 0), (BLOCK, BLOCK)) / np.maximum(
         cv2.blur(where.astype(np.float32), (BLOCK, BLOCK)), 1e-3
     )
-    calm = where & (about <= np.quantile(about[where], CALM))
+    calm = where & (about <= np.quantile(about[where], max(CALM, LEAST_CALM / where.sum())))
     spreads = [float(size[calm].mean()) / 1.596 for size in sizes]  # of two normal deviates' sizes
     if min(spreads) < 1e-3:
         return 0.0, 0.0
