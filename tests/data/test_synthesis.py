@@ -420,7 +420,11 @@ def real(shared_clips: Path) -> dict[str, MaskedClip]:
             np.stack([shrink(frame)[..., 0] > 127 for frame in masks.frames]),
         )
 
-    return {folder.name: read(folder) for folder in sorted(shared_clips.iterdir()) if folder.is_dir()}
+    return {
+        folder.name: read(folder)
+        for folder in sorted(shared_clips.iterdir())
+        if (folder / "mask-0.mp4").is_file()
+    }
 
 
 def test_real_clips_serve_every_synthesis(real: dict[str, MaskedClip]) -> None:
