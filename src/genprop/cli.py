@@ -113,8 +113,12 @@ def run(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="tiny, tiny-teacher, a bundle, an export folder; none for the guide alone.")
-    ] = "tiny",
+        str | None,
+        typer.Option(
+            help="For what no frame shows: tiny, tiny-teacher, a bundle, an export, or none, the guide "
+            "alone. Without --model: none, and with --no-guide tiny."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
     backend: Annotated[
         str,
@@ -172,13 +176,15 @@ def run(
         raise typer.BadParameter("give --mask, --masks or --edited")
     # What else a model is told of than a removal moves with its object, which the guide does not do.
     guide = guide and composite and task == "remove"
+    if model is None:  # on real footage the embedded model fills worse than the guide does (docs/guide.md)
+        model = "none" if guide else "tiny"
     if model == "none" and not guide:
         raise typer.BadParameter("--model none is the guide alone: it only removes, and needs the guide")
-    wanted = size_of(size, "--size")
+    wanted, chosen = size_of(size, "--size"), model
 
     def open_model() -> Model:
         return load(
-            model,
+            chosen,
             backend=backend,
             precision=precision.value if precision else None,
             strict=strict,
